@@ -1,0 +1,140 @@
+//! Every bound of the program, each with its reason (I9).
+
+use core::time::Duration;
+
+/// A repo's name is a directory name and part of URLs.
+pub const REPO_NAME_BYTES_MAX: usize = 64;
+
+/// A repo's source: a URL or a path, so `PATH_MAX` of Linux.
+pub const REPO_SOURCE_BYTES_MAX: usize = 4096;
+
+/// A prompt; larger material belongs into an upload.
+pub const PROMPT_BYTES_MAX: usize = 1 << 20;
+
+/// Prompts of one job: a conversation longer than this is better begun anew, and every turn is kept in memory.
+pub const TURNS_MAX: usize = 1_000;
+
+/// Attempts of one job over all turns: bounds what a policy may spend without a person looking.
+pub const ATTEMPTS_MAX: usize = 2_000;
+
+/// Jobs known at once, ended ones included: about 1.5 KiB each in memory.
+pub const JOBS_MAX: usize = 1_000_000;
+
+/// All prompts kept in memory together, so that a million jobs of a megabyte are refused before they hurt.
+pub const PROMPTS_BYTES_MAX: usize = 2 << 30;
+
+/// Registered repos: each has a directory and, at most, a clone under way.
+pub const REPOS_MAX: usize = 10_000;
+
+/// Titles and groups are shown in one line.
+pub const TITLE_BYTES_MAX: usize = 200;
+
+/// An Idempotency-Key: a UUID or a hash with room to spare.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// A key outlives its job's removal by at least this, so that a client's late retry finds it.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_hours(24);
+
+/// Environment variables of one job, and the bytes of all of them: well inside the kernel's argument limit.
+pub const ENV_COUNT_MAX: usize = 200;
+/// See [`ENV_COUNT_MAX`].
+pub const ENV_BYTES_MAX: usize = 64 << 10;
+
+/// Shortest and longest running time that may be asked for one attempt.
+pub const TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// See [`TIMEOUT_MIN`]: a month.
+pub const TIMEOUT_MAX: Duration = Duration::from_hours(30 * 24);
+/// Running time of an attempt when nothing is said.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_hours(2);
+
+/// Priorities run from 0 to this.
+pub const PRIORITY_MAX: u8 = 100;
+/// The priority when nothing is said.
+pub const PRIORITY_DEFAULT: u8 = 50;
+/// One point of priority is worth this much waiting, so nothing starves: 0 overtakes a fresh 100 after 100 minutes.
+pub const PRIORITY_POINT: Duration = Duration::from_mins(1);
+
+/// Times a job is taken up again after interruptions when nothing is said.
+pub const INTERRUPTS_DEFAULT: u32 = 3;
+/// The most that may be asked for.
+pub const INTERRUPTS_MAX: u32 = 100;
+/// Before the first renewed attempt after an interruption; doubles each time.
+pub const INTERRUPT_BACKOFF: Duration = Duration::from_secs(1);
+/// The doubling stops here.
+pub const INTERRUPT_BACKOFF_MAX: Duration = Duration::from_mins(10);
+
+/// Between TERM and KILL.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Between two heartbeats of a supervisor.
+pub const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// A supervisor that still holds its lock this long after deadline and grace is hung and is replaced.
+pub const HUNG_MARGIN: Duration = Duration::from_secs(30);
+
+/// Caretakers started for one attempt before it is held as unknown: more than that die for a reason a person must see.
+pub const CARETAKERS_MAX: u32 = 16;
+
+/// Tries of one operation (clone, copy) before what needs it fails.
+pub const OPERATION_TRIES_MAX: u32 = 3;
+
+/// Decisions kept per job: enough for the longest story told by a person; the oldest in the middle go first.
+pub const DECISIONS_MAX: usize = 200;
+
+/// Closing words of an agent kept in the record; the whole text stays in its output.
+pub const RESULT_TEXT_BYTES_MAX: usize = 16 << 10;
+
+/// A reason shown to people.
+pub const REASON_BYTES_MAX: usize = 2_000;
+
+const _: () = assert!(PROMPTS_BYTES_MAX > PROMPT_BYTES_MAX);
+const _: () = assert!(PRIORITY_DEFAULT <= PRIORITY_MAX);
+const _: () = assert!(INTERRUPTS_DEFAULT <= INTERRUPTS_MAX);
+/// One line of an agent's output that is still read as a record. A model's longest answer is far below; a reader's memory
+/// is bounded by it, whatever an agent writes.
+pub const OUTPUT_LINE_BYTES_MAX: usize = 8 << 20;
+
+/// What is shown of a longer line: enough to see what it was.
+pub const OUTPUT_LINE_SHOWN_BYTES: usize = 4 << 10;
+
+/// An agent's closing words as they are kept in a job's record: an answer to read, not a file. All of it is in the output.
+pub const AGENT_RESULT_BYTES_MAX: usize = 16 << 10;
+
+/// What is shown of a tool's input, in characters: one line of a terminal.
+pub const TOOL_SUMMARY_CHARS_MAX: usize = 160;
+
+/// Elements of a `command` job's argv, and the bytes of them all together: far above any sane command, and below what the
+/// kernel takes (an eighth of `ulimit -s`, at least 128 KiB) with room for the environment.
+pub const ARGV_ELEMENTS_MAX: usize = 1024;
+
+/// See [`ARGV_ELEMENTS_MAX`].
+pub const ARGV_BYTES_MAX: usize = 64 << 10;
+
+/// Lines that the demo agent writes: it must end some day.
+pub const DEMO_LINES_MAX: u64 = 100_000;
+
+/// Pause of the demo agent after each line: longer would look dead.
+pub const DEMO_LINE_MS_MAX: u64 = 60_000;
+/// A record's body; a prompt of [`PROMPT_BYTES_MAX`] grows at most sixfold as JSON, and there is room for the rest.
+pub const RECORD_BODY_BYTES_MAX: usize = 8 << 20;
+
+/// The entities one record may touch: a shared fetch that lets many jobs go on touches each of them.
+pub const RECORD_LINKS_MAX: usize = 4096;
+
+/// An entity's name: its length is one byte in the frame, and file names are no longer.
+pub const ENTITY_NAME_BYTES_MAX: usize = 255;
+
+/// Entities in a checkpoint; at about 1 KiB each, what fits into a machine's memory.
+pub const CHECKPOINT_ENTRIES_MAX: u64 = 1 << 24;
+
+/// A segment of the write-ahead log: small enough to be read in a millisecond at start, large enough for some thousand records.
+pub const SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Batches waiting for the write-ahead log's thread; more than this many callers wait in turn.
+pub const WAL_QUEUE_MAX: usize = 1024;
+
+/// One group commit stops gathering beyond this, so that the first in it does not wait for ever.
+pub const WAL_GROUP_BYTES_MAX: usize = 4 << 20;
+
+/// Damaged places that a report lists one by one; a destroyed disk must not fill the memory. The rest is counted.
+pub const DAMAGE_LISTED_MAX: usize = 1000;
