@@ -1,0 +1,201 @@
+//! The configuration: what a server is told besides its data directory. docs/config.md lists it for people.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use outlive_core::engine::nearest;
+use outlive_core::limits;
+use serde::Deserialize;
+
+/// Replaying this many records takes some ten milliseconds.
+const CHECKPOINT_RECORDS: u64 = 10_000;
+
+/// Everything that can be laid down, with its defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// Agents alive at once.
+    pub running_max: u32,
+    /// Between two heartbeats of a supervisor.
+    pub heartbeat: Duration,
+    /// Between TERM and KILL.
+    pub grace: Duration,
+    /// Free space below which nothing new is accepted, in bytes.
+    pub min_free_bytes: u64,
+    /// Records after which the write-ahead log is summed up in a checkpoint.
+    pub checkpoint_records: u64,
+    /// How long a supervisor may hold its lock past deadline and grace before it counts as hung.
+    pub hung_margin: Duration,
+    /// Programs of engines that are not in `PATH`, by engine.
+    pub programs: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let cores = available_parallelism().map_or(2, |cores| cores.get() as u64);
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7878)),
+            running_max: u32::try_from((cores / 2).max(2)).unwrap_or(2),
+            heartbeat: limits::HEARTBEAT,
+            grace: limits::STOP_GRACE,
+            min_free_bytes: 1 << 30,
+            checkpoint_records: CHECKPOINT_RECORDS,
+            hung_margin: limits::HUNG_MARGIN,
+            programs: BTreeMap::new(),
+        }
+    }
+}
+
+/// The file's keys, for the message about an unknown one.
+const KEYS: &[&str] = &[
+    "listen",
+    "running_max",
+    "heartbeat_s",
+    "grace_s",
+    "min_free_bytes",
+    "checkpoint_records",
+    "hung_margin_s",
+    "programs",
+];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    listen: Option<SocketAddr>,
+    running_max: Option<u32>,
+    heartbeat_s: Option<u64>,
+    grace_s: Option<u64>,
+    min_free_bytes: Option<u64>,
+    checkpoint_records: Option<u64>,
+    hung_margin_s: Option<u64>,
+    programs: Option<BTreeMap<String, String>>,
+}
+
+/// Why a configuration is not used; the server does not start with it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It makes no sense.
+    #[error("{source_name}: {problem}")]
+    Wrong {
+        /// The file, or the environment variable.
+        source_name: String,
+        /// Line and reason.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads a file over the defaults, and `OUTLIVE_…` variables over the file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+            config.take(&text, &path.display().to_string())?;
+        }
+        for key in KEYS.iter().filter(|key| **key != "programs") {
+            let name = format!("OUTLIVE_{}", key.to_uppercase());
+            if let Some(value) = env(&name) {
+                let quoted = if *key == "listen" { format!("\"{value}\"") } else { value };
+                config.take(&format!("{key} = {quoted}"), &name)?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// Takes the address of a command line over everything else.
+    ///
+    /// # Errors
+    /// It is no `ADDRESS:PORT`.
+    pub fn listen_on(&mut self, address: &str) -> Result<(), ConfigError> {
+        self.take(&format!("listen = {}", toml::Value::from(address)), "--listen")
+    }
+
+    fn take(&mut self, text: &str, source_name: &str) -> Result<(), ConfigError> {
+        let wrong =
+            |problem: String| ConfigError::Wrong { source_name: source_name.to_string(), problem };
+        let raw: Raw = toml::from_str(text).map_err(|error| wrong(explain(&error, text)))?;
+        let positive = |name: &str, value: Option<u64>| match value {
+            Some(0) => Err(wrong(format!("`{name}` must be at least 1"))),
+            value => Ok(value),
+        };
+        self.listen = raw.listen.unwrap_or(self.listen);
+        let running = positive("running_max", raw.running_max.map(u64::from))?;
+        self.running_max =
+            running.and_then(|max| u32::try_from(max).ok()).unwrap_or(self.running_max);
+        let heartbeat = positive("heartbeat_s", raw.heartbeat_s)?.map(Duration::from_secs);
+        self.heartbeat = heartbeat.unwrap_or(self.heartbeat);
+        self.grace = raw.grace_s.map_or(self.grace, Duration::from_secs);
+        self.min_free_bytes = raw.min_free_bytes.unwrap_or(self.min_free_bytes);
+        let records = positive("checkpoint_records", raw.checkpoint_records)?;
+        self.checkpoint_records = records.unwrap_or(self.checkpoint_records);
+        self.hung_margin = raw.hung_margin_s.map_or(self.hung_margin, Duration::from_secs);
+        if let Some(programs) = raw.programs {
+            let engines: Vec<&str> =
+                outlive_core::engine::all().iter().map(|engine| engine.name).collect();
+            if let Some(name) = programs.keys().find(|name| !engines.contains(&name.as_str())) {
+                return Err(wrong(format!("`programs` names an unknown engine `{name}`")));
+            }
+            self.programs = programs;
+        }
+        Ok(())
+    }
+}
+
+/// The line, the reason, and the key that was probably meant.
+fn explain(error: &toml::de::Error, text: &str) -> String {
+    let line = error
+        .span()
+        .map(|span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
+    let at = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    let message = error.message();
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let near = unknown.and_then(|name| nearest(name, KEYS));
+    let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    format!("{at}{message}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        config.take(text, "outlive.toml").map(|()| config)
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_line_and_suggestion() {
+        let error = parse("listen = \"127.0.0.1:1\"\nruning_max = 3\n").expect_err("misspelt");
+        let text = error.to_string();
+        assert!(text.contains("outlive.toml: line 2"), "{text}");
+        assert!(text.contains("did you mean `running_max`?"), "{text}");
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let env = |name: &str| (name == "OUTLIVE_RUNNING_MAX").then(|| "7".to_string());
+        assert_eq!(Config::load(None, env).expect("good").running_max, 7);
+        let env = |name: &str| (name == "OUTLIVE_RUNNING_MAX").then(|| "many".to_string());
+        assert!(Config::load(None, env).expect_err("bad").to_string().contains("RUNNING_MAX"));
+    }
+}

@@ -1,0 +1,301 @@
+//! The data directory: where everything lives, whose it is, and that one server at a time has it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use outlive_core::ids::{JobId, OperationId, RepoName, SessionId};
+use outlive_core::job::Work;
+use outlive_supervisor::replace_file;
+use serde::{Deserialize, Serialize};
+
+/// The format version of everything below the data directory.
+const FORMAT_VERSION: u32 = 1;
+
+/// A killed server's lock falls when the kernel is done with it; waiting this long covers the worst exit seen.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The disk said no.
+    #[error("cannot use {}", .path.display())]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another server has it.
+    #[error("{} is in use by another server ({holder})", .path.display())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// What its lock says of the holder.
+        holder: String,
+    },
+    /// A later version made it.
+    #[error("{} was made by a newer version (format {found}, this program knows {FORMAT_VERSION}): nothing was touched", .path.display())]
+    Newer {
+        /// The data directory.
+        path: PathBuf,
+        /// Its format version.
+        found: u32,
+    },
+    /// Its identity cannot be read.
+    #[error("{} cannot be read: {problem}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Paths in files and arguments are text.
+    #[error("the path of the data directory is not UTF-8: {}", .0.display())]
+    NotText(PathBuf),
+}
+
+/// Whose data this is; marks everything outside that we may touch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The data directory's own UUID.
+    pub instance: String,
+    /// `/etc/machine-id` when it was made.
+    pub machine: String,
+    /// The format of everything below it.
+    pub format_version: u32,
+}
+
+/// An opened data directory. While it lives, no other server can open it.
+#[derive(Debug)]
+pub struct DataDir {
+    /// Its path, absolute.
+    pub paths: Paths,
+    /// Whose it is.
+    pub instance: Instance,
+    /// This is its first start.
+    pub created: bool,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens, and makes if need be, the data directory, as its only server.
+    ///
+    /// # Errors
+    /// See [`DataDirError`]; in every case but `Io` nothing was changed.
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        let at = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| DataDirError::Io { path, source }
+        };
+        make_private_dir(path).map_err(at(path))?;
+        let root = fs::canonicalize(path).map_err(at(path))?;
+        if root.to_str().is_none() {
+            return Err(DataDirError::NotText(root));
+        }
+        let paths = Paths { root };
+        let lock = take_lock(&paths)?;
+        let (instance, created) = read_or_make_instance(&paths)?;
+        for dir in [paths.wal(), paths.jobs(), paths.repos(), paths.operations()] {
+            make_private_dir(&dir).map_err(at(&dir))?;
+        }
+        for dir in [paths.trash(), paths.quarantine()] {
+            make_private_dir(&dir).map_err(at(&dir))?;
+        }
+        Ok(Self { paths, instance, created, _lock: lock })
+    }
+}
+
+/// Makes a directory, with those above it, that only its owner can enter.
+///
+/// # Errors
+/// As the disk says.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn take_lock(paths: &Paths) -> Result<File, DataDirError> {
+    let path = paths.root.join("server.lock");
+    let at = |source| DataDirError::Io { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    let mut file =
+        options.read(true).write(true).create(true).mode(0o600).open(&path).map_err(at)?;
+    wait_for_lock(&file, &path, paths)?;
+    file.set_len(0).map_err(at)?;
+    writeln!(file, "pid {}", std::process::id()).map_err(at)?;
+    Ok(file)
+}
+
+/// Blocks in the kernel on a thread of its own, so that nothing polls; gives up after [`LOCK_PATIENCE`].
+fn wait_for_lock(file: &File, path: &Path, paths: &Paths) -> Result<(), DataDirError> {
+    let at = |source| DataDirError::Io { path: path.to_path_buf(), source };
+    if file.try_lock().is_ok() {
+        return Ok(());
+    }
+    let other = file.try_clone().map_err(at)?;
+    let (done, locked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(other.lock()));
+    if let Ok(result) = locked.recv_timeout(LOCK_PATIENCE) {
+        return result.map_err(at);
+    }
+    let holder = fs::read_to_string(path).unwrap_or_default().trim().to_string();
+    Err(DataDirError::InUse { path: paths.root.clone(), holder })
+}
+
+fn read_or_make_instance(paths: &Paths) -> Result<(Instance, bool), DataDirError> {
+    let path = paths.root.join("instance.json");
+    let at = |source| DataDirError::Io { path: path.clone(), source };
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let damaged = |e: serde_json::Error| DataDirError::Damaged {
+                path: path.clone(),
+                problem: e.to_string(),
+            };
+            let instance: Instance = serde_json::from_slice(&bytes).map_err(damaged)?;
+            if instance.format_version > FORMAT_VERSION {
+                let found = instance.format_version;
+                return Err(DataDirError::Newer { path: paths.root.clone(), found });
+            }
+            Ok((instance, false))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let instance = Instance {
+                instance: uuid::Builder::from_random_bytes(crate::random::bytes())
+                    .into_uuid()
+                    .to_string(),
+                machine: machine_id(),
+                format_version: FORMAT_VERSION,
+            };
+            let bytes =
+                serde_json::to_vec_pretty(&instance).map_err(io::Error::from).map_err(at)?;
+            replace_file(&path, &bytes).map_err(|error| at(io::Error::other(error)))?;
+            Ok((instance, true))
+        }
+        Err(error) => Err(at(error)),
+    }
+}
+
+fn machine_id() -> String {
+    fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_string()
+}
+
+/// The data directory when none is named: `/var/lib/outlive` for root, else `outlive` in the user's own state directory.
+pub fn default_root() -> PathBuf {
+    let system = PathBuf::from("/var/lib/outlive");
+    if rustix::process::geteuid().is_root() {
+        return system;
+    }
+    // The XDG rules: a relative path there is to be ignored.
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = state.or_else(|| std::env::home_dir().map(|home| home.join(".local/state")));
+    state.map_or(system, |state| state.join("outlive"))
+}
+
+/// Where everything lives. The one place that knows the names.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// The names below a data directory, without opening it.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The data directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The write-ahead log's directory.
+    pub fn wal(&self) -> PathBuf {
+        self.root.join("wal")
+    }
+
+    /// Bytes that could not be read, kept.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// What is being deleted.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// Short-lived files of questions under way.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// The token of this machine's users.
+    pub fn token(&self) -> PathBuf {
+        self.root.join("token")
+    }
+
+    /// Where a running server says how it is reached.
+    pub fn address(&self) -> PathBuf {
+        self.root.join("address")
+    }
+
+    /// The report of this and the last starts.
+    pub fn startup_log(&self) -> PathBuf {
+        self.root.join("startup-log.json")
+    }
+
+    /// All jobs' directories.
+    pub fn jobs(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
+    /// All source copies.
+    pub fn repos(&self) -> PathBuf {
+        self.root.join("repos")
+    }
+
+    /// All operations' keep directories.
+    pub fn operations(&self) -> PathBuf {
+        self.root.join("operations")
+    }
+
+    /// A job's directory.
+    pub fn job(&self, id: &JobId) -> PathBuf {
+        self.jobs().join(id.as_str())
+    }
+
+    /// A repo's source copy.
+    pub fn repo(&self, name: &RepoName) -> PathBuf {
+        self.repos().join(name.as_str())
+    }
+
+    /// The workspace of a job's session, counted from 0.
+    pub fn workspace(&self, id: &JobId, session: usize) -> PathBuf {
+        let name =
+            if session == 0 { "workspace".into() } else { format!("workspace-{}", session + 1) };
+        self.job(id).join(name)
+    }
+
+    /// A session's two output files: stdout, stderr.
+    pub fn output(&self, id: &JobId, session: &SessionId) -> [PathBuf; 2] {
+        let file = |kind: &str| self.job(id).join(format!("{session}.{kind}"));
+        [file("output"), file("stderr")]
+    }
+
+    /// An operation's keep directory.
+    pub fn operation(&self, id: OperationId) -> PathBuf {
+        self.operations().join(id.to_string())
+    }
+
+    /// The keep directory of a piece of work.
+    pub fn keep(&self, work: &Work) -> PathBuf {
+        match work {
+            Work::Attempt { job, attempt } => {
+                self.job(job).join("attempts").join(attempt.to_string())
+            }
+            Work::Operation { id } => self.operation(*id),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Jobs and repos as the API shows them: shapes of their own, so that the inside can change.
+
+use std::sync::Arc;
+
+use outlive_core::evidence::Seen;
+use outlive_core::job::{Action, Attempt, Job, Outcome, Phase, WaitReason};
+use outlive_core::repo::{Repo, RepoPhase};
+use outlive_core::spec::Reading;
+use outlive_core::state::State;
+use outlive_core::time::Timestamp;
+use serde_json::{Value, json};
+
+use crate::clock::{self, rfc3339};
+use crate::data_dir::Paths;
+
+/// A heartbeat is fresh below this age, in seconds; stale below the next; dead from there on.
+const STALE_S: u64 = 120;
+const DEAD_S: u64 = 600;
+
+/// A job in a list: without its prompts.
+pub(super) fn summary(job: &Job, state: &State) -> Value {
+    let outcome = match &job.phase {
+        Phase::Ended { outcome } => Some(outcome_kind(outcome)),
+        _ => None,
+    };
+    json!({
+        "id": job.id, "owner": job.owner, "title": job.task.title, "group": job.task.group,
+        "phase": job.phase.name(), "outcome": outcome,
+        "waiting": waiting(&job.phase), "queue_position": state.queue_position(job),
+        "priority": job.task.priority, "repos": job.task.repos, "engine": job.task.engine,
+        "attempts": job.attempts.len(), "turn": shown_turn(job),
+        "created_at": rfc3339(job.created_at), "started_at": started_at(job),
+        "ended_at": ended_at(job), "lsn": job.changed,
+        "actions": job.actions().map(Action::name).collect::<Vec<_>>(),
+    })
+}
+
+/// A job, whole.
+pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths) -> Value {
+    let mut shown = summary(job, state);
+    let session = job.session();
+    let live = live_attempt(job, paths);
+    let last = job.attempts.iter().rev().find_map(|attempt| attempt.end.as_ref());
+    let more = json!({
+        "timeout_s": job.task.timeout_ms / 1000,
+        "engine_options": job.task.engine_options, "model": job.task.model,
+        "on_interrupt": job.task.on_interrupt, "on_unknown": job.task.on_unknown,
+        "max_interrupts": job.task.max_interrupts, "interrupts": job.interrupts,
+        "session": session.map(|session| &session.id),
+        "prompt": job.prompt(shown_turn(job)),
+        "turns": job.turns.iter().enumerate().map(|(index, turn)| json!({
+            "n": index + 1, "prompt": turn.prompt, "at": rfc3339(turn.at),
+        })).collect::<Vec<_>>(),
+        "attempts": job.attempts.iter().map(|a| attempt(job, a)).collect::<Vec<_>>(),
+        "outcome": match &job.phase {
+            Phase::Ended { outcome: how } => outcome(how),
+            _ => Value::Null,
+        },
+        "usage": last.and_then(|end| end.usage).map(|usage| json!({
+            "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
+            "cost_usd": usage.cost_micros.map(micros_to_usd),
+        })),
+        "resources": last.map(|end| json!({
+            "cpu_s": seconds(end.cpu_ms), "peak_memory_bytes": end.peak_memory_bytes,
+        })),
+        "heartbeat": live.heartbeat, "evidence": live.evidence,
+        "output_bytes": output_bytes(job, paths), "output_truncated": truncated(job, paths),
+        "workspace": session.and_then(|session| session.workspace.as_ref()).map(|made| json!({
+            "path": paths.workspace(&job.id, job.sessions.len().saturating_sub(1)),
+            "made_by": made.made_by, "base_commit": made.base_commit, "branch": made.branch,
+        })),
+        "degraded": degraded(job),
+    });
+    if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
+        shown.extend(more);
+    }
+    shown
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a time for display")]
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a sum of money for display")]
+fn micros_to_usd(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
+/// The turn under way, or the last one.
+fn shown_turn(job: &Job) -> u32 {
+    let turns = u32::try_from(job.turns.len()).unwrap_or(u32::MAX);
+    job.current_turn().min(turns)
+}
+
+fn outcome_kind(outcome: &Outcome) -> Value {
+    json!(outcome.kind)
+}
+
+fn outcome(outcome: &Outcome) -> Value {
+    json!({
+        "kind": outcome.kind, "exit_code": outcome.exit_code, "signal": outcome.signal,
+        "exit_status": outcome.exit_status, "agent_result": outcome.agent_result,
+        "disagreement": outcome.disagreement, "reason": outcome.reason,
+    })
+}
+
+fn waiting(phase: &Phase) -> Value {
+    let Phase::Waiting { reason, until } = phase else { return Value::Null };
+    let reason = match reason {
+        WaitReason::Repo { name } => format!("repo {name} is being cloned"),
+        WaitReason::BackOff => "a pause before the next attempt".to_string(),
+        WaitReason::StartTime => "its start time".to_string(),
+    };
+    json!({ "reason": reason, "until": until.map(rfc3339) })
+}
+
+fn attempt(job: &Job, attempt: &Attempt) -> Value {
+    let session = job.sessions.get(attempt.session as usize);
+    let base = session.map_or([0, 0], |session| session.output_base);
+    let end = attempt.end.as_ref();
+    json!({
+        "n": attempt.n, "turn": attempt.turn, "resume": attempt.resume,
+        "session": session.map(|session| &session.id),
+        "planned_at": rfc3339(attempt.planned_at), "caretakers": attempt.caretakers,
+        "started_at": end.and_then(|end| end.started_at).map(rfc3339),
+        "ended_at": end.map(|end| rfc3339(end.ended_at)),
+        "ended_by": end.map(|end| end.ended_by),
+        "output_from": end.map(|end| base[0] + end.output_from[0]),
+        "output_to": end.map(|end| base[0] + end.output_to[0]),
+        "outcome": end.map(|end| outcome(&end.outcome)),
+        "cpu_ms": end.map(|end| end.cpu_ms),
+        "peak_memory_bytes": end.map(|end| end.peak_memory_bytes),
+        "tree_stop": end.map(|end| if end.best_effort { "best_effort" } else { "proved" }),
+    })
+}
+
+fn started_at(job: &Job) -> Option<String> {
+    let ends = job.attempts.iter().filter_map(|attempt| attempt.end.as_ref());
+    let mut starts = ends.filter_map(|end| end.started_at);
+    starts.next().map(rfc3339)
+}
+
+fn ended_at(job: &Job) -> Option<String> {
+    if !matches!(job.phase, Phase::Ended { .. }) {
+        return None;
+    }
+    job.attempts.last().and_then(|attempt| attempt.end.as_ref()).map(|end| rfc3339(end.ended_at))
+}
+
+struct Live {
+    heartbeat: Value,
+    evidence: Value,
+}
+
+/// What can be seen of the attempt that is, or may be, alive.
+fn live_attempt(job: &Job, paths: &Paths) -> Live {
+    let none = Live { heartbeat: Value::Null, evidence: Value::Null };
+    let Some(work) = job.phase.work(&job.id) else { return none };
+    let Ok(here) = outlive_supervisor::Here::observe() else { return none };
+    let dir = paths.keep(&work);
+    let evidence = outlive_supervisor::probe(&dir, &here);
+    let heartbeat = match outlive_supervisor::read_sentinel(&dir) {
+        Reading::Valid(sentinel) => heartbeat(sentinel.at, clock::now()),
+        Reading::Absent => Value::Null,
+        Reading::Damaged(why) => json!({ "class": "damaged", "problem": why }),
+    };
+    let started = evidence.started.valid();
+    let agent = match evidence.agent {
+        Seen::NotNamed => "not started",
+        Seen::Alive => "alive",
+        Seen::Gone => "gone",
+        Seen::OtherBoot => "of another boot",
+        Seen::OtherNamespace => "of another pid namespace",
+    };
+    let evidence = json!({
+        "agent": agent, "agent_pid": started.map(|started| started.agent.pid),
+        "keeper_pid": started.map(|started| started.keeper.pid),
+        "started_at": started.map(|started| rfc3339(started.at)),
+        "cgroups": started.map(|started| &started.cgroups),
+        "survivors": evidence.survivors,
+    });
+    Live { heartbeat, evidence }
+}
+
+/// The class of a heartbeat. A clock alone decides nothing; this is for people and dashboards.
+fn heartbeat(at: Timestamp, now: Timestamp) -> Value {
+    if at > now {
+        return json!({ "class": "stale", "age_s": 0, "warning": "it is from the future" });
+    }
+    let age = now.since(at).as_secs();
+    let class = match age {
+        0..STALE_S => "fresh",
+        STALE_S..DEAD_S => "stale",
+        _ => "dead",
+    };
+    json!({ "class": class, "age_s": age })
+}
+
+fn output_bytes(job: &Job, paths: &Paths) -> u64 {
+    job.session().map_or(0, |session| {
+        let [stdout, _] = paths.output(&job.id, &session.id);
+        session.output_base[0] + stdout.metadata().map_or(0, |metadata| metadata.len())
+    })
+}
+
+/// An output file is shorter than its attempt's end says it was.
+fn truncated(job: &Job, paths: &Paths) -> bool {
+    job.attempts.iter().any(|attempt| {
+        let session = job.sessions.get(attempt.session as usize);
+        session.zip(attempt.end.as_ref()).is_some_and(|(session, end)| {
+            let files = paths.output(&job.id, &session.id);
+            let len = |path: &std::path::Path| path.metadata().map_or(0, |data| data.len());
+            len(&files[0]) < end.output_to[0] || len(&files[1]) < end.output_to[1]
+        })
+    })
+}
+
+fn degraded(job: &Job) -> Vec<&'static str> {
+    let best_effort =
+        job.attempts.iter().any(|a| a.end.as_ref().is_some_and(|end| end.best_effort));
+    let note = "no cgroup: its process tree was ended as far as it could be found";
+    best_effort.then_some(note).into_iter().collect()
+}
+
+/// A repo.
+pub(super) fn repo(repo: &Repo) -> Value {
+    let (phase, reason) = match &repo.phase {
+        RepoPhase::Cloning => ("cloning", None),
+        RepoPhase::Ready => ("ready", None),
+        RepoPhase::Unavailable { reason } => ("unavailable", Some(reason)),
+    };
+    json!({
+        "name": repo.name, "source": repo.source, "branch": repo.branch, "owner": repo.owner,
+        "phase": phase, "reason": reason, "created_at": rfc3339(repo.created_at),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeat_classes_have_the_promised_edges() {
+        let class = |age_s: u64| {
+            let value = heartbeat(Timestamp(0), Timestamp(age_s * 1000));
+            value["class"].as_str().map(str::to_string)
+        };
+        let classes = [0, 119, 120, 599, 600].map(|age| class(age).unwrap_or_default());
+        assert_eq!(classes, ["fresh", "fresh", "stale", "stale", "dead"]);
+        let future = heartbeat(Timestamp(5), Timestamp(4));
+        assert_eq!((future["class"].as_str(), future["warning"].is_null()), (Some("stale"), false));
+    }
+}

@@ -1,0 +1,400 @@
+//! Opening: find what there is, judge it, make it whole, and only then hand it over.
+//!
+//! Every step may be cut off by a crash and is done again, with the same result, at the next start (R15). Nothing is touched before
+//! every file proved to be ours and of a version known here.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use outlive_core::ids::Lsn;
+use outlive_core::record::{Header, Record};
+
+use super::checkpoint::{self, Checkpointer, Loaded};
+use super::judge::{Judgement, judge, no_lsns, report_damage};
+use super::reader::{After, Found, Piece, Span, open_segment};
+use super::segment::{self, HEADER, Segment, Spare, TEMP};
+use super::{Config, Damage, Opened, Report, WalError, crash_point, io_at};
+use crate::truth::disk::DiskFile;
+
+/// What the write-ahead log's parts share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The last durable lsn.
+    pub(super) durable: AtomicU64,
+    /// Segments in use with the lsn that each begins with, oldest first; the last is being appended to.
+    segments: Mutex<Vec<(u64, Lsn)>>,
+    pub(super) spare: Arc<Spare>,
+}
+
+impl Shared {
+    pub(super) fn segments(&self) -> MutexGuard<'_, Vec<(u64, Lsn)>> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end of an opened write-ahead log, to be started from.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) tail: Segment,
+    pub(super) position: u64,
+    pub(super) last: Lsn,
+    /// What the mark on disk says; [`Lsn::NONE`] without one.
+    pub(super) marked: Lsn,
+    /// The checksum of the last record's header; 0 without one.
+    pub(super) chain: u32,
+    pub(super) shared: Arc<Shared>,
+    pub(super) checkpointer: Checkpointer,
+}
+
+/// The directory as it was found.
+struct Survey {
+    checkpoint: Option<Loaded>,
+    /// Checkpoints that are not used because of their flaws, newest first.
+    rejected: Vec<Loaded>,
+    /// The other checkpoints' lsns, the used one's among them.
+    kept: Vec<Lsn>,
+    /// The newest checkpoint's lsn by its name, used or not.
+    promised: Lsn,
+    /// Segments that the checkpoint covers, with their first lsn; not read.
+    passed: Vec<(u64, Option<Lsn>)>,
+    segments: Vec<Found>,
+    temps: Vec<PathBuf>,
+    next_number: u64,
+    fresh: bool,
+}
+
+/// Lsns and numbers that files are named after; the upper half would leave no room to count on.
+fn named(name: &std::ffi::OsStr, ending: &str) -> Option<u64> {
+    segment::number_of(name, ending).filter(|number| *number < 1 << 63)
+}
+
+/// Reads everything that is needed, or `all` there is, without touching it.
+fn survey(config: &Config, all: bool, write: bool) -> Result<Survey, WalError> {
+    let names = config.disk.list(&config.dir).map_err(io_at("list", &config.dir))?;
+    let numbers: Vec<u64> = names.iter().filter_map(|name| named(name, ".seg")).collect();
+    let lsns: Vec<Lsn> = names.iter().filter_map(|name| named(name, ".ckpt")).map(Lsn).collect();
+    let ours = [format!(".seg{TEMP}"), format!(".ckpt{TEMP}")];
+    let is_temp = |name: &&std::ffi::OsString| ours.iter().any(|end| named(name, end).is_some());
+    let temps = names.iter().filter(is_temp).map(|name| config.dir.join(name)).collect();
+    let mut found = Survey {
+        checkpoint: None,
+        rejected: Vec::new(),
+        promised: lsns.last().copied().unwrap_or_default(),
+        passed: Vec::new(),
+        segments: Vec::new(),
+        temps,
+        next_number: numbers.last().map_or(1, |number| number + 1),
+        fresh: numbers.is_empty() && lsns.is_empty(),
+        kept: lsns,
+    };
+    found.choose_checkpoint(config)?;
+    for number in &numbers {
+        found.segments.push(open_segment(config, *number, write)?);
+    }
+    let base = found.checkpoint.as_ref().map_or(Lsn::NONE, |c| c.lsn);
+    let covered = |s: &Found| s.first.is_some_and(|first| first <= base.next());
+    let start = found.segments.iter().rposition(covered).filter(|_| !all).unwrap_or(0);
+    found.passed = found.segments.drain(..start).map(|s| (s.number, s.first)).collect();
+    let mut after = After::default();
+    for segment in &mut found.segments {
+        segment.scan(&mut after, |header: &Header| header.lsn > base)?;
+    }
+    Ok(found)
+}
+
+impl Survey {
+    /// The newest without a flaw; else the newest that has header and end.
+    fn choose_checkpoint(&mut self, config: &Config) -> Result<(), WalError> {
+        let mut flawed = Vec::new();
+        for lsn in self.kept.iter().rev() {
+            let loaded = checkpoint::load(config, *lsn)?;
+            if loaded.flawless() {
+                self.checkpoint = Some(loaded);
+                break;
+            }
+            flawed.push(loaded);
+        }
+        if self.checkpoint.is_none()
+            && let Some(good) = flawed.iter().position(|loaded| loaded.good)
+        {
+            self.checkpoint = Some(flawed.remove(good));
+        }
+        self.kept.retain(|lsn| flawed.iter().all(|loaded| loaded.lsn != *lsn));
+        self.rejected = flawed;
+        Ok(())
+    }
+
+    fn report_checkpoints(&self, report: &mut Report) {
+        let used = self.checkpoint.iter().map(|loaded| (loaded, false));
+        let rejected = self.rejected.iter().map(|loaded| (loaded, true));
+        for (loaded, harmless) in used.chain(rejected) {
+            report.bytes_read += loaded.bytes_read;
+            let damage = |span: &Span, what: String, entities, lsns| Damage {
+                file: loaded.path.clone(),
+                offset: span.start,
+                bytes: span.end - span.start,
+                what,
+                lsns,
+                entities,
+                // What another checkpoint and longer records do not make up for is reported as lost records.
+                harmless,
+                kept: None,
+            };
+            for (span, what) in &loaded.flaws {
+                let lsns = Lsn(1)..=loaded.lsn;
+                report_damage(report, damage(span, (*what).to_owned(), None, lsns));
+            }
+            for (entity, lsn, span, why) in &loaded.broken {
+                let entities = Some(vec![entity.clone()]);
+                report_damage(report, damage(span, why.to_string(), entities, *lsn..=*lsn));
+            }
+        }
+    }
+
+    fn judge(&mut self) -> (Judgement, Report) {
+        let mut report = Report::default();
+        self.report_checkpoints(&mut report);
+        let base = self.checkpoint.as_ref();
+        let judgement = judge(&mut self.segments, base, self.promised, &mut report);
+        if self.segments.is_empty() && !self.fresh {
+            let file = base.map(|c| c.path.clone()).unwrap_or_default();
+            let what = "no segment is there".to_owned();
+            let (lsns, entities, kept) = (no_lsns(), None, None);
+            let (offset, bytes, harmless) = (0, 0, false);
+            let damage = Damage { file, offset, bytes, what, lsns, entities, harmless, kept };
+            report_damage(&mut report, damage);
+        }
+        report.checkpoint_lsn = base.map_or(Lsn::NONE, |c| c.lsn);
+        report.last_lsn = judgement.last;
+        report.synced_through = judgement.synced;
+        report.created = self.fresh;
+        report.segments_read = self.segments.len();
+        report.bytes_read += self.segments.iter().map(|s| s.window.bytes_read).sum::<u64>();
+        report.rewritten_records = judgement.doubtful.len();
+        report.cut_bytes = judgement.cut.iter().map(|(_, span)| span.end - span.start).sum();
+        report.cut_at = judgement
+            .cut
+            .first()
+            .and_then(|(index, span)| Some((self.segments.get(*index)?.path.clone(), span.start)));
+        (judgement, report)
+    }
+}
+
+/// Opens the write-ahead log: reads it, cuts off a torn group, writes doubtful records again, and hands over what is durable then.
+///
+/// Refused untouched: files of another data directory or of a newer version.
+pub fn open(config: Config) -> Result<Opened, WalError> {
+    if matches!(config.disk.list(&config.dir), Err(e) if e.kind() == std::io::ErrorKind::NotFound) {
+        config.disk.create_dir(&config.dir).map_err(io_at("create", &config.dir))?;
+    }
+    let mut survey = survey(&config, false, true)?;
+    if survey.fresh {
+        // Also where the directory is there: a crash may have come before its name was durable.
+        make_dir(&config, &config.dir)?;
+    }
+    let (judgement, mut report) = survey.judge();
+    for temp in &survey.temps {
+        config.disk.remove(temp).map_err(io_at("remove", temp))?;
+    }
+    report.temp_files_removed = survey.temps.len();
+    // A crash may have come between a rename and this: no segment is written into before its name is durable (R2).
+    config.disk.sync_dir(&config.dir).map_err(io_at("sync", &config.dir))?;
+    quarantine(&config, &survey, &mut report);
+    mend(&survey.segments, &judgement)?;
+    let checkpoint = survey.checkpoint.take().map(|c| c.entries).unwrap_or_default();
+    let (records, broken, log) = hand_over(config, survey, judgement)?;
+    Ok(Opened { checkpoint, records, report, broken, log })
+}
+
+/// Makes a directory and its name durable.
+fn make_dir(config: &Config, dir: &Path) -> Result<(), WalError> {
+    config.disk.create_dir(dir).map_err(io_at("create", dir))?;
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    config.disk.sync_dir(parent).map_err(io_at("sync", parent))
+}
+
+/// Zeroes the torn group, and writes doubtful records and the end after them again, in place; durable when it returns.
+fn mend(segments: &[Found], judgement: &Judgement) -> Result<(), WalError> {
+    for (index, segment) in segments.iter().enumerate() {
+        let here = |spans: &[(usize, Span)]| -> Vec<Span> {
+            spans.iter().filter(|(i, _)| *i == index).map(|(_, span)| *span).collect()
+        };
+        let (blank, doubtful) = (here(&judgement.blank), here(&judgement.doubtful));
+        if blank.is_empty() && doubtful.is_empty() {
+            continue;
+        }
+        let (file, path) = (segment.window.file(), &segment.path);
+        for span in blank {
+            crash_point("wal.cut");
+            file.write_zeros_at(span.start, span.end).map_err(io_at("write", path))?;
+        }
+        for span in doubtful {
+            crash_point("wal.rewrite");
+            // I8: what the page cache shows need not be on disk, and only writing it makes the next sync mean something.
+            let len = usize::try_from(span.end - span.start).unwrap_or_default();
+            let mut bytes = vec![0; len];
+            let read = file.read_full_at(&mut bytes, span.start).map_err(io_at("read", path))?;
+            let bytes = bytes.get(..read).unwrap_or_default();
+            file.write_all_at(bytes, span.start).map_err(io_at("write", path))?;
+        }
+        crash_point("wal.mend_before_sync");
+        file.sync_data().map_err(io_at("sync", path))?;
+    }
+    Ok(())
+}
+
+type HandedOver =
+    (Vec<Record>, std::collections::BTreeMap<outlive_core::record::EntityKey, String>, Log);
+
+/// Turns the mended directory into a write-ahead log that can be started.
+fn hand_over(config: Config, survey: Survey, judged: Judgement) -> Result<HandedOver, WalError> {
+    let next_lsn = judged.last.next();
+    let tail = judged.tail.map(|(index, _)| index);
+    let mut in_use = survey.passed;
+    let mut empty = Vec::new();
+    let mut active = None;
+    for (index, found) in survey.segments.into_iter().enumerate() {
+        if tail.is_none_or(|tail| index <= tail) {
+            in_use.push((found.number, found.first));
+        }
+        if tail.is_some_and(|tail| index >= tail)
+            && let Some(segment) = found.into_segment()
+        {
+            if tail == Some(index) { active = Some(segment) } else { empty.push(segment) }
+        }
+    }
+    let mut next_number = survey.next_number;
+    let tail = if let Some(segment) = active {
+        segment
+    } else {
+        let segment = segment::make(&config, next_number, config.segment_bytes)?;
+        in_use.push((next_number, Some(next_lsn)));
+        next_number += 1;
+        segment
+    };
+    empty.reverse();
+    // A segment whose first lsn is not known is taken to begin where the next one does.
+    let mut first = next_lsn;
+    let mut segments: Vec<(u64, Lsn)> = Vec::with_capacity(in_use.len());
+    for (number, known) in in_use.into_iter().rev() {
+        first = known.unwrap_or(first);
+        segments.push((number, first));
+    }
+    segments.reverse();
+    let shared = Arc::new(Shared {
+        durable: AtomicU64::new(judged.last.0),
+        segments: Mutex::new(segments),
+        spare: Spare::new(config.clone(), empty, next_number),
+    });
+    let log = Log {
+        tail,
+        position: judged.tail.map_or(HEADER, |(_, position)| position.next_multiple_of(8)),
+        last: judged.last,
+        marked: if judged.marked { judged.last } else { Lsn::NONE },
+        chain: judged.chain,
+        checkpointer: Checkpointer::new(config, Arc::clone(&shared), survey.kept),
+        shared,
+    };
+    Ok((judged.records, judged.broken, log))
+}
+
+/// Keeps the bytes that could not be read. A failure to do so is not a reason not to start: it is noted with the damage.
+fn quarantine(config: &Config, survey: &Survey, report: &mut Report) {
+    if report.damage.iter().all(|damage| damage.harmless) && survey.rejected.is_empty() {
+        return;
+    }
+    let made = make_dir(config, &config.quarantine).err();
+    for damage in &mut report.damage {
+        let rejected = survey.rejected.iter().any(|loaded| loaded.path == damage.file);
+        if damage.bytes == 0 || (damage.harmless && !rejected) {
+            continue;
+        }
+        let kept = match &made {
+            Some(error) => Err(error.to_string()),
+            None if rejected => move_away(config, &damage.file),
+            None => copy_away(config, damage),
+        };
+        match kept {
+            Ok(path) => damage.kept = Some(path),
+            Err(error) => damage.what = format!("{}; not kept: {error}", damage.what),
+        }
+    }
+}
+
+fn move_away(config: &Config, file: &Path) -> Result<PathBuf, String> {
+    let to = config.quarantine.join(file.file_name().unwrap_or_default());
+    let moved = config.disk.rename(file, &to).or_else(|error| {
+        // Several flaws of one file: it was moved for the first of them.
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        if gone { config.disk.open_read(&to).map(drop) } else { Err(error) }
+    });
+    moved
+        .and_then(|()| config.disk.sync_dir(&config.quarantine))
+        .and_then(|()| config.disk.sync_dir(&config.dir))
+        .map_err(|error| error.to_string())?;
+    Ok(to)
+}
+
+fn copy_away(config: &Config, damage: &Damage) -> Result<PathBuf, String> {
+    let name = damage.file.file_name().unwrap_or_default().to_string_lossy();
+    let to = config.quarantine.join(format!("{name}-{}+{}", damage.offset, damage.bytes));
+    let copy = || -> std::io::Result<()> {
+        if config.disk.open_read(&to).is_ok() {
+            return Ok(());
+        }
+        let temp = to.with_extension(format!("{:x}{TEMP}", (config.nonce)()));
+        let from = config.disk.open_read(&damage.file)?;
+        let into = config.disk.create_new(&temp)?;
+        copy_range(&*from, &*into, damage.offset, damage.bytes)?;
+        into.sync_all()?;
+        config.disk.rename(&temp, &to)?;
+        config.disk.sync_dir(&config.quarantine)
+    };
+    copy().map(|()| to.clone()).map_err(|error| error.to_string())
+}
+
+fn copy_range(
+    from: &dyn DiskFile,
+    into: &dyn DiskFile,
+    start: u64,
+    len: u64,
+) -> std::io::Result<()> {
+    let mut buf = vec![0; 64 << 10];
+    let mut done = 0;
+    while done < len {
+        let want = usize::try_from(len - done).map_or(buf.len(), |left| left.min(buf.len()));
+        let read = from.read_full_at(buf.get_mut(..want).unwrap_or_default(), start + done)?;
+        if read == 0 {
+            break;
+        }
+        into.write_all_at(buf.get(..read).unwrap_or_default(), done)?;
+        done += read as u64;
+    }
+    Ok(())
+}
+
+/// Reads everything, also what a checkpoint covers, and says what [`open`] would find. Touches nothing.
+pub fn verify(config: &Config) -> Result<Report, WalError> {
+    let mut survey = survey(config, true, false)?;
+    let (_, report) = survey.judge();
+    Ok(report)
+}
+
+/// Hands over every record that is there and can be read, in order, also those not known to be durable. Touches nothing.
+pub fn dump(config: &Config, mut each: impl FnMut(Record)) -> Result<(), WalError> {
+    let names = config.disk.list(&config.dir).map_err(io_at("list", &config.dir))?;
+    let mut after = After::default();
+    for number in names.iter().filter_map(|name| named(name, ".seg")) {
+        let mut segment = open_segment(config, number, false)?;
+        segment.scan(&mut after, |_| true)?;
+        for piece in segment.pieces {
+            if let Piece::Frame { header, body: Ok(body), .. } = piece
+                && header.kind == outlive_core::record::FrameKind::Record
+            {
+                each(header.into_record(body));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,466 @@
+//! The fleet: every supervisor that is, or should be, alive. Performs effects and reports what it sees; decides nothing.
+//!
+//! Each piece of work has one task that does its orders in turn and waits for the end of its supervisor. The end itself proves
+//! nothing: it makes the task look, and the report goes to the driver, which judges (I3). The tasks hold no state that matters:
+//! all of them may be lost at any instant and are made anew from State and the disk.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use outlive_core::effect::Effect;
+use outlive_core::evidence::{Lock, Seen};
+use outlive_core::ids::OperationId;
+use outlive_core::job::Work;
+use outlive_core::limits;
+use outlive_core::spec::{Capture, Reading, StopCause, StopRequest, VERSION};
+use outlive_supervisor::{
+    HeldOutput, Here, boot_ms, crash_point, hold_output, open_process, probe, read_spec,
+    read_started, wake, write_stop,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::data_dir::make_private_dir;
+use crate::truth::driver::Handle;
+use crate::truth::wal::Durable;
+use crate::world::files;
+use crate::world::launch::{Surroundings, discard};
+use crate::world::look::look;
+
+/// Orders for one piece of work that wait for each other: launch, stop, release, and a few repeated by recovery.
+const ORDERS_MAX: usize = 64;
+
+/// Pause before a supervisor is followed by another when it got nowhere: doubles from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A lock that is held by somebody who has not written its name yet is looked at again after this.
+const NAMELESS: Duration = Duration::from_millis(50);
+
+/// Performs effects.
+#[derive(Debug, Clone)]
+pub struct Fleet(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    surroundings: Surroundings,
+    here: Here,
+    handle: Handle,
+    tracker: TaskTracker,
+    tasks: Mutex<BTreeMap<Work, mpsc::Sender<Order>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Launch,
+    Watch,
+    Caretake { empty_tree: bool },
+    Stop(StopCause),
+}
+
+impl Fleet {
+    /// A fleet of which nothing is known yet.
+    pub fn new(
+        surroundings: Surroundings,
+        here: Here,
+        handle: Handle,
+        tracker: TaskTracker,
+    ) -> Self {
+        let tasks = Mutex::new(BTreeMap::new());
+        Self(Arc::new(Inner { surroundings, here, handle, tracker, tasks }))
+    }
+
+    /// Performs effects in their order, each work's on its own task. Only what is durable can get here (I1).
+    pub fn perform(&self, effects: Durable<Vec<Effect>>) {
+        for effect in effects.into_inner() {
+            match effect {
+                Effect::Launch { work } => self.order(&work, Order::Launch),
+                Effect::Watch { work } => self.order(&work, Order::Watch),
+                Effect::Caretake { work, empty_tree } => {
+                    self.order(&work, Order::Caretake { empty_tree });
+                }
+                Effect::Stop { work, cause } => self.order(&work, Order::Stop(cause)),
+                Effect::Release { work } => {
+                    let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                    drop(tasks.remove(&work));
+                }
+                Effect::TrashJob { job } => self.discard(self.0.surroundings.paths.job(&job)),
+                Effect::TrashRepo { name } => self.discard(self.0.surroundings.paths.repo(&name)),
+                Effect::TrashOperation { id } => {
+                    self.discard(self.0.surroundings.paths.operation(id));
+                }
+            }
+        }
+    }
+
+    /// Looks at a piece of work and reports; done once what follows from it is durable.
+    pub fn look_and_report(&self, work: Work) -> impl Future<Output = ()> + use<> {
+        let inner = self.0.clone();
+        let task = self.0.tracker.spawn(async move { inner.report(work).await });
+        async move { drop(task.await) }
+    }
+
+    /// Clears away the directories of operations that are over: a crash may have come between their end and that. Gives back how
+    /// many there were.
+    pub async fn clear_operations(&self) -> u64 {
+        let inner = self.0.clone();
+        let cleared = self.0.tracker.spawn_blocking(move || inner.clear_operations());
+        cleared.await.unwrap_or(0)
+    }
+
+    /// Moves away what questions left behind that an earlier server died over, and makes room for new ones.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn renew_scratch(&self) -> std::io::Result<()> {
+        let paths = &self.0.surroundings.paths;
+        if paths.scratch().exists() {
+            files::trash(&paths.scratch(), &paths.trash()).map_err(std::io::Error::other)?;
+        }
+        make_private_dir(&paths.scratch())
+    }
+
+    /// Goes on with deletions that an earlier server died over: what stands in the trash is deleted already, only not yet gone.
+    pub fn empty_trash(&self) {
+        let trash = self.0.surroundings.paths.trash();
+        self.0.tracker.spawn_blocking(move || {
+            if let Err(error) = files::empty_trash(&trash) {
+                tracing::warn!(%error, "the trash is not empty; tried again at the next start");
+            }
+        });
+    }
+
+    fn order(&self, work: &Work, order: Order) {
+        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = tasks.entry(work.clone()).or_insert_with(|| {
+            let (sender, orders) = mpsc::channel(ORDERS_MAX);
+            let task = WorkTask {
+                inner: self.0.clone(),
+                work: work.clone(),
+                keeper: None,
+                pipes: None,
+                held: None,
+                failures: 0,
+            };
+            self.0.tracker.spawn(task.run(orders));
+            sender
+        });
+        if sender.try_send(order).is_err() {
+            tracing::error!(?work, ?order, "too many orders at once; the next start will find out");
+        }
+    }
+
+    fn discard(&self, dir: PathBuf) {
+        let trash = self.0.surroundings.paths.trash();
+        self.0.tracker.spawn_blocking(move || {
+            crash_point("fleet.before_discard");
+            if let Err(error) = discard(&dir, &trash) {
+                tracing::warn!(%error, dir = %dir.display(), "not deleted; tried again at the next start");
+            }
+        });
+    }
+}
+
+/// Who is started for a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Launches it.
+    Supervisor,
+    /// Takes it over.
+    Caretaker,
+}
+
+/// A supervisor or caretaker that is waited for.
+enum Keeper {
+    Child(tokio::process::Child),
+    Other(AsyncFd<OwnedFd>),
+}
+
+impl Keeper {
+    async fn ended(&mut self) {
+        match self {
+            Self::Child(child) => drop(child.wait().await),
+            Self::Other(pidfd) => drop(pidfd.readable().await),
+        }
+    }
+}
+
+impl Inner {
+    fn clear_operations(&self) -> u64 {
+        let paths = &self.surroundings.paths;
+        let entries = fs::read_dir(paths.operations()).into_iter().flatten().flatten();
+        let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        // The names first: whatever has a directory was in State before, and is gone from it now only if it is over.
+        let state = self.handle.view();
+        let ids = names.iter().filter_map(|name| name.to_str()?.parse().ok().map(OperationId));
+        let over = ids.filter(|id| state.operation(*id).is_none()).map(|id| paths.operation(id));
+        // Where records were lost it may be alive all the same.
+        let over = over.filter(|dir| probe(dir, &self.here).lock == Lock::Free);
+        over.map(|dir| discard(&dir, &paths.trash())).map(|done| u64::from(done.is_ok())).sum()
+    }
+
+    async fn report(self: Arc<Self>, work: Work) {
+        let inner = self.clone();
+        let looked = self.tracker.spawn_blocking(move || {
+            let state = inner.handle.view();
+            look(&work, &state, &inner.surroundings.paths, &inner.here)
+        });
+        if let Ok(report) = looked.await {
+            // No driver: the process is ending, and the next start looks again.
+            self.handle.report(report).await.ok();
+        }
+    }
+}
+
+struct WorkTask {
+    inner: Arc<Inner>,
+    work: Work,
+    keeper: Option<Keeper>,
+    /// The agent's pipes, made here and held so that what is in them outlives both supervisor and agent.
+    pipes: Option<[OwnedFd; 2]>,
+    /// The same of an agent that an earlier server launched.
+    held: Option<HeldOutput>,
+    /// Supervisors in a row that left without having got anywhere.
+    failures: u32,
+}
+
+impl WorkTask {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            let hung = self.hung_after();
+            // Cancel safety: receiving, waiting for a process and a timer lose nothing when dropped.
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order).await,
+                    None => return,
+                },
+                () = async {
+                    match &mut self.keeper {
+                        Some(keeper) => keeper.ended().await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    crash_point("fleet.keeper_ended");
+                    self.keeper = None;
+                    self.after_keeper().await;
+                }
+                () = pause(hung), if self.keeper.is_some() => self.replace_hung(),
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Launch => self.launch().await,
+            Order::Watch => self.watch().await,
+            Order::Caretake { empty_tree } => {
+                if empty_tree {
+                    self.write_stop(StopCause::Survivors).await;
+                }
+                self.start_keeper(Role::Caretaker);
+            }
+            Order::Stop(cause) => {
+                crash_point("fleet.before_stop");
+                self.write_stop(cause).await;
+                crash_point("fleet.after_stop");
+                if self.keeper.is_none() {
+                    self.report().await;
+                }
+            }
+        }
+    }
+
+    async fn launch(&mut self) {
+        let (inner, work) = (self.inner.clone(), self.work.clone());
+        let state = inner.handle.view();
+        crash_point("fleet.before_prepare");
+        let prepared = self
+            .inner
+            .tracker
+            .spawn_blocking(move || inner.surroundings.prepare(&work, &state))
+            .await;
+        crash_point("fleet.after_prepare");
+        match prepared {
+            Ok(Ok(_)) => self.start_keeper(Role::Supervisor),
+            Ok(Err(error)) => {
+                tracing::error!(work = ?self.work, error = %chain(&error), "cannot be launched now");
+                self.launch_later().await;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A disk that is full now may have room later; what was accepted is not given up for it.
+    async fn launch_later(&mut self) {
+        pause(Duration::from_secs(5)).await;
+        self.report().await;
+    }
+
+    /// Starts a supervisor, which gets the agent's pipes, or a caretaker, which finds them with us.
+    fn start_keeper(&mut self, role: Role) {
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let mut command = tokio::process::Command::new(&self.inner.surroundings.exe);
+        command.arg("supervise").current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let pipes = match role {
+            Role::Supervisor => self.pipes_for_child(&dir),
+            Role::Caretaker => {
+                command.arg("--caretake");
+                None
+            }
+        };
+        if let Some([stdout, stderr]) = pipes {
+            command.arg("--pipes").stdout(stdout).stderr(stderr);
+        }
+        command.arg(&dir);
+        crash_point("fleet.before_spawn");
+        match command.spawn() {
+            Ok(child) => {
+                crash_point("fleet.after_spawn");
+                self.keeper = Some(Keeper::Child(child));
+            }
+            Err(error) => tracing::error!(%error, "cannot start a supervisor"),
+        }
+    }
+
+    /// The pipes to be given to a supervisor or caretaker, made at the first launch of an agent that writes into pipes.
+    fn pipes_for_child(&mut self, dir: &Path) -> Option<[OwnedFd; 2]> {
+        let Reading::Valid(spec) = read_spec(dir) else { return None };
+        if spec.capture == Capture::File {
+            return None;
+        }
+        if self.pipes.is_none() {
+            let end = || std::io::pipe().map(|(reader, _)| OwnedFd::from(reader));
+            self.pipes = end().ok().zip(end().ok()).map(<[OwnedFd; 2]>::from);
+        }
+        let [stdout, stderr] = self.pipes.as_ref()?;
+        stdout.try_clone().ok().zip(stderr.try_clone().ok()).map(<[OwnedFd; 2]>::from)
+    }
+
+    /// A supervisor is gone. If it left its agent's end unrecorded and bytes may stand in the pipes, a caretaker takes them out
+    /// first; and one that got nowhere is not followed by the next at once, so that no fault can make a storm of processes.
+    async fn after_keeper(&mut self) {
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let evidence = outlive_supervisor::probe(&dir, &self.inner.here);
+        let over = evidence.tree_empty.valid().is_some();
+        if over {
+            self.failures = 0;
+        } else {
+            self.failures += 1;
+            let exponent = self.failures.saturating_sub(2).min(10);
+            if self.failures > 1 {
+                pause((FIRST_PAUSE * 2_u32.pow(exponent)).min(LONGEST_PAUSE)).await;
+            }
+        }
+        let holds = self.pipes.is_some() || self.held.is_some();
+        let stranded = !over && self.failures == 1 && holds;
+        if stranded && evidence.agent == Seen::Gone && evidence.outcome == Reading::Absent {
+            return self.start_keeper(Role::Caretaker);
+        }
+        self.report().await;
+    }
+
+    async fn watch(&mut self) {
+        if self.keeper.is_some() {
+            return;
+        }
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let lock = probe(&dir, &self.inner.here).lock;
+        let process = match lock {
+            Lock::Held(Some(process)) => process,
+            Lock::Held(None) => {
+                pause(NAMELESS).await;
+                return self.report().await;
+            }
+            _ => return self.report().await,
+        };
+        let pidfd = open_process(&process, &self.inner.here);
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd is its descriptor: the unsoundness needs a type that lies about it"
+        )]
+        let pidfd = pidfd.and_then(|pidfd| AsyncFd::new(pidfd).ok());
+        self.held = hold_output(&dir, &self.inner.here);
+        match pidfd {
+            Some(pidfd) => self.keeper = Some(Keeper::Other(pidfd)),
+            None => self.report().await,
+        }
+    }
+
+    async fn write_stop(&self, cause: StopCause) {
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let grace_ms = self.inner.surroundings.grace_ms;
+        let request = StopRequest { version: VERSION, cause, grace_ms };
+        let written = self.inner.tracker.spawn_blocking(move || {
+            if !dir.exists() {
+                return Ok(());
+            }
+            write_stop(&dir, &request).and_then(|()| wake(&dir).map(|_| ()))
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::error!(work = ?self.work, %error, "the wish to stop could not be passed on");
+        }
+    }
+
+    async fn report(&self) {
+        self.inner.clone().report(self.work.clone()).await;
+    }
+
+    /// How long a supervisor may still hold its lock before it counts as hung.
+    fn hung_after(&self) -> Duration {
+        if self.keeper.is_none() {
+            return Duration::MAX;
+        }
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let Reading::Valid(started) = read_started(&dir) else {
+            // Its deadline is not known before `started` is written, and nobody tells when that is: looked for again then.
+            return self.inner.surroundings.hung_margin;
+        };
+        let grace = Duration::from_millis(self.inner.surroundings.grace_ms);
+        started.deadline_boot_ms.map_or(limits::TIMEOUT_MAX, |deadline| {
+            let left = Duration::from_millis(deadline.saturating_sub(boot_ms()));
+            left + grace + self.inner.surroundings.hung_margin
+        })
+    }
+
+    /// A supervisor that holds its lock past deadline and grace is ended, and its end makes the table start a caretaker.
+    fn replace_hung(&mut self) {
+        let dir = self.inner.surroundings.paths.keep(&self.work);
+        let evidence = probe(&dir, &self.inner.here);
+        let Lock::Held(Some(process)) = evidence.lock else { return };
+        if !evidence.past_deadline {
+            return;
+        }
+        tracing::warn!(work = ?self.work, pid = process.pid, "a hung supervisor is replaced");
+        if let Some(pidfd) = open_process(&process, &self.inner.here) {
+            use std::os::fd::AsFd as _;
+            let kill = rustix::process::Signal::KILL;
+            if let Err(error) = outlive_supervisor::signal(pidfd.as_fd(), kill) {
+                tracing::error!(%error, "a hung supervisor could not be ended");
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline of a supervisor is time itself")]
+async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
