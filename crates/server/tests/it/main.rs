@@ -1,0 +1,18 @@
+//! Tests with real processes, in one binary.
+
+mod case;
+mod claude;
+mod crashes;
+mod engine_claude;
+mod fake_model;
+mod filesystems;
+mod held_disk;
+mod many;
+mod reboot;
+mod rig;
+#[path = "../common/source.rs"]
+mod source;
+mod stops;
+mod story;
+mod syscalls;
+mod unprivileged;
