@@ -48,9 +48,14 @@ impl Given {
         Ok(Some([open(stdout)?, open(stderr)?]))
     }
 
-    /// The pipes themselves, to be opened anew for writing.
-    pub(crate) fn into_pipes(self) -> Option<[OwnedFd; 2]> {
-        self.0
+    /// Ends that can be written to: without one until the agent has its own, a pipe would look as if its writer had gone.
+    pub(crate) fn writers(&self) -> io::Result<Option<[OwnedFd; 2]>> {
+        let Some([stdout, stderr]) = &self.0 else { return Ok(None) };
+        let open = |given: &OwnedFd| {
+            let path = format!("/proc/self/fd/{}", given.as_raw_fd());
+            OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
+        };
+        Ok(Some([open(stdout)?, open(stderr)?]))
     }
 }
 

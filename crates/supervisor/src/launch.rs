@@ -26,7 +26,7 @@ use crate::watch::Watch;
 use crate::{Leave, child, clock, crash_point};
 
 /// Launches the agent. None: it must not run, because a stop was asked for first; that is recorded.
-pub(crate) fn launch(dir: &Path, given: Given) -> Result<Option<Keeper>, Leave> {
+pub(crate) fn launch(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave> {
     let spec = claim::read_spec(dir)?;
     crash_point("supervisor.spec_read");
     let unborn = Unborn::fork(dir, &spec, given)?;
@@ -74,7 +74,7 @@ struct Unborn {
 
 impl Unborn {
     /// Forks. The child becomes ready, waits for a byte from the gate, and leaves at its end.
-    fn fork(dir: &Path, spec: &Spec, given: Given) -> Result<Self, FileError> {
+    fn fork(dir: &Path, spec: &Spec, given: &Given) -> Result<Self, FileError> {
         let gate = pipe_with(PipeFlags::CLOEXEC);
         let (gate_of_child, gate) = gate.map_err(FileError::at("make a gate for", dir))?;
         let (output, trouble) = match Output::open(spec) {
@@ -142,7 +142,7 @@ struct Plumbing {
     inodes: Option<[u64; 2]>,
 }
 
-fn plumb(spec: &Spec, given: Given) -> io::Result<Plumbing> {
+fn plumb(spec: &Spec, given: &Given) -> io::Result<Plumbing> {
     if spec.capture == Capture::File {
         return Ok(Plumbing::default());
     }
@@ -150,7 +150,7 @@ fn plumb(spec: &Spec, given: Given) -> io::Result<Plumbing> {
         (given.open()?, spec.stdout != spec.stderr)
     {
         return Ok(Plumbing {
-            writers: given.into_pipes(),
+            writers: given.writers()?,
             readers: vec![stdout, stderr],
             inodes: Some([stdout_inode, stderr_inode]),
         });

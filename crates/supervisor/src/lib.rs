@@ -131,7 +131,7 @@ fn run(dir: &Path, role: Role) -> Result<Leave, Leave> {
     let given = claim::detach(dir, role == Role::Supervisor { pipes_given: true })?;
     let keeper = match role {
         Role::Caretaker => caretake::take_over(dir)?,
-        Role::Supervisor { .. } => launch::launch(dir, given)?,
+        Role::Supervisor { .. } => launch::launch(dir, &given)?,
     };
     match keeper {
         Some(keeper) => Ok(keeper.keep()),
