@@ -8,7 +8,7 @@ use outlive_core::ids::ProcessRef;
 use outlive_core::spec::{Ending, Reading, Spec, Started};
 
 use crate::cgroup::Leaf;
-use crate::claim::{self, Claim};
+use crate::claim::{self, Claim, Given};
 use crate::files::{self, FileError};
 use crate::identity::{self, Stat};
 use crate::keeper::{Agent, Keeper, Parts};
@@ -19,7 +19,9 @@ use crate::watch::Watch;
 use crate::{Leave, pipes, sys};
 
 /// Takes over what `started` names. None: all is recorded already.
-pub(crate) fn take_over(dir: &Path) -> Result<Option<Keeper>, Leave> {
+///
+/// A pidfd that somebody opened while the agent was there is worth more than one of today: it tells the end of one that is gone.
+pub(crate) fn take_over(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave> {
     let claim = claim::claim(dir)?;
     let Reading::Valid(started) = files::read_started(dir) else {
         return Err(Leave::NotHere);
@@ -39,7 +41,8 @@ pub(crate) fn take_over(dir: &Path) -> Result<Option<Keeper>, Leave> {
     let leaf = Leaf::reopen(&started.cgroups);
     let tree = Tree::new(leaf, !started.cgroups.is_empty(), &spec.mark, Some(root));
     let output = take_output(&claim, &spec, &started, &tree);
-    let pidfd = identity::open_process(&started.agent, &claim.here);
+    let letter = given.mailbox.as_ref().and_then(|mailbox| mailbox.take(&started.agent));
+    let pidfd = letter.or_else(|| identity::open_process(&started.agent, &claim.here));
     let reference = started.agent.clone();
     let agent = Agent { pidfd, reference, child: None };
     Ok(Some(Keeper::new(Parts { claim, spec, started, agent, slots, output, tree, watch })))

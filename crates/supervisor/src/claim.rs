@@ -15,30 +15,37 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::files::{self, FileError};
 use crate::identity::Here;
+use crate::mailbox::Mailbox;
 use crate::outcome::Slots;
 use crate::{Leave, crash_point, identity, sys};
 
-/// Pipes for the agent's stdout and stderr that whoever started us holds too, so that what is in them outlives us: given as our
-/// own stdout and stderr.
+/// What a process says that it gives to a supervisor or caretaker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Gifts {
+    /// See [`Given::pipes`].
+    pub(crate) pipes: bool,
+    /// See [`Given::mailbox`].
+    pub(crate) mailbox: bool,
+}
+
+/// What whoever started us has given us in place of our standard descriptors, and holds too, so that it outlives us.
 #[derive(Debug, Default)]
-pub(crate) struct Given(Option<[OwnedFd; 2]>);
+pub(crate) struct Given {
+    /// Pipes for the agent's stdout and stderr: our own stdout and stderr.
+    pipes: Option<[OwnedFd; 2]>,
+    /// Where the agent is left before it runs, or comes from: our own stdin.
+    pub(crate) mailbox: Option<Mailbox>,
+}
 
 impl Given {
-    fn take(given: bool) -> io::Result<Self> {
-        let is_pipe = |fd: BorrowedFd<'_>| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
-        };
-        let own = [rustix::stdio::stdout(), rustix::stdio::stderr()];
-        if !given || !own.iter().all(|fd| is_pipe(*fd)) {
-            return Ok(Self(None));
-        }
-        let [stdout, stderr] = own.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3));
-        Ok(Self(Some([stdout?, stderr?])))
+    fn take(gifts: Gifts) -> io::Result<Self> {
+        let mailbox = gifts.mailbox.then(|| Mailbox::given(rustix::stdio::stdin()));
+        Ok(Self { pipes: take_pipes(gifts.pipes)?, mailbox: mailbox.transpose()?.flatten() })
     }
 
-    /// Ends of both for reading, and their inodes.
+    /// Ends of both pipes for reading, and their inodes.
     pub(crate) fn open(&self) -> io::Result<Option<[(OwnedFd, u64); 2]>> {
-        let Some([stdout, stderr]) = &self.0 else { return Ok(None) };
+        let Some([stdout, stderr]) = &self.pipes else { return Ok(None) };
         let open = |given: &OwnedFd| {
             let path = format!("/proc/self/fd/{}", given.as_raw_fd());
             let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
@@ -50,7 +57,7 @@ impl Given {
 
     /// Ends that can be written to: without one until the agent has its own, a pipe would look as if its writer had gone.
     pub(crate) fn writers(&self) -> io::Result<Option<[OwnedFd; 2]>> {
-        let Some([stdout, stderr]) = &self.0 else { return Ok(None) };
+        let Some([stdout, stderr]) = &self.pipes else { return Ok(None) };
         let open = |given: &OwnedFd| {
             let path = format!("/proc/self/fd/{}", given.as_raw_fd());
             OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
@@ -59,10 +66,22 @@ impl Given {
     }
 }
 
+fn take_pipes(given: bool) -> io::Result<Option<[OwnedFd; 2]>> {
+    let is_pipe = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
+    };
+    let own = [rustix::stdio::stdout(), rustix::stdio::stderr()];
+    if !given || !own.iter().all(|fd| is_pipe(*fd)) {
+        return Ok(None);
+    }
+    let [stdout, stderr] = own.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3));
+    Ok(Some([stdout?, stderr?]))
+}
+
 /// Makes this process nobody's: own session, no foreign descriptor, directory or signal that could end it by accident.
-pub(crate) fn detach(dir: &Path, pipes_given: bool) -> Result<Given, FileError> {
+pub(crate) fn detach(dir: &Path, gifts: Gifts) -> Result<Given, FileError> {
     sys::close_inherited().map_err(FileError::at("close what was inherited for", dir))?;
-    let given = Given::take(pipes_given).map_err(FileError::at("take the pipes for", dir))?;
+    let given = Given::take(gifts).map_err(FileError::at("take what is given for", dir))?;
     // It fails for the leader of a process group, who then is alone in it.
     rustix::process::setsid().ok();
     for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGXFSZ] {

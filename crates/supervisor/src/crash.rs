@@ -8,6 +8,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "supervisor.voiding",
     "supervisor.voided",
     "supervisor.slots_ready",
+    "supervisor.posted",
     "supervisor.joined",
     "supervisor.started_written",
     "supervisor.started_linked",

@@ -14,7 +14,7 @@ use outlive_core::spec::{
 };
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Given};
 use crate::files::{self, FileError};
 use crate::identity::Here;
 use crate::outcome::Slots;
@@ -51,6 +51,15 @@ impl Agent {
         let reference = here.name(pid.as_raw_nonzero().get().unsigned_abs());
         let reference = reference.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
         Ok(Self { pidfd, reference, child: Some(pid) })
+    }
+
+    /// Leaves it with whoever started us, who outlives us perhaps: then its end can still be told if we die before we recorded it.
+    pub(crate) fn post(&self, given: &Given) {
+        let (Some(mailbox), Some(pidfd)) = (&given.mailbox, &self.pidfd) else { return };
+        if let Err(error) = mailbox.post(&self.reference, pidfd.as_fd()) {
+            // It costs certainty should we be killed in a bad moment, and nothing else.
+            complain(format_args!("the agent could not be left with the server: {error}"));
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn launch(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave>
     crash_point("supervisor.forked");
     // Whoever may not launch ends the child at once. Once named it leaves by itself when the gate ends, for it has a word to say.
     let (claim, slots, watch) = prepare(dir).inspect_err(|_| end_child(unborn.pid))?;
-    let born = unborn.name(claim, spec, slots, watch)?;
+    let born = unborn.name(claim, spec, slots, watch, given)?;
     let stop = files::read_stop(dir);
     crash_point("supervisor.stop_looked_for");
     if let Reading::Valid(stop) = stop {
@@ -100,9 +100,12 @@ impl Unborn {
         spec: Spec,
         slots: Slots,
         watch: Watch,
+        given: &Given,
     ) -> Result<Born, FileError> {
         let dir = &claim.dir;
         let agent = Agent::of_child(self.pid, &claim.here).map_err(FileError::at("watch", dir))?;
+        agent.post(given);
+        crash_point("supervisor.posted");
         let mut leaf = Leaf::create(&spec);
         leaf.join(agent.reference.pid);
         crash_point("supervisor.joined");

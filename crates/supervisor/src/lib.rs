@@ -4,7 +4,7 @@
 //! server (I5): alone it holds the deadline, obeys a stop request and writes the outcome. A *caretaker* is a supervisor without a
 //! child, for an agent whose supervisor was killed.
 //!
-//! Absent on purpose: threads, async, networking, and any decision about a job. What is true is written down; what follows from it
+//! Absent on purpose: threads, async, networks, and any decision about a job. What is true is written down; what follows from it
 //! is for others to say.
 
 #![deny(clippy::print_stdout)]
@@ -16,9 +16,11 @@ mod claim;
 mod clock;
 mod crash;
 mod files;
+mod holder;
 mod identity;
 mod keeper;
 mod launch;
+mod mailbox;
 mod outcome;
 mod output;
 mod pipes;
@@ -38,14 +40,15 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use claim::Gifts;
 pub use clock::boot_ms;
 pub use crash::{CRASH_POINTS, crash_point};
 pub use files::{
     FileError, read_sentinel, read_spec, read_started, read_stop, replace_file, wake, write_stop,
 };
+pub use holder::Holder;
 pub use identity::{Here, open_process, self_ref, signal};
 pub use outcome::read_slots;
-pub use pipes::{HeldOutput, hold_output};
 pub use probe::probe;
 
 /// Exit codes of a supervisor, for whoever started it. What it achieved stands in the keep directory.
@@ -96,24 +99,16 @@ impl Leave {
     }
 }
 
-/// Is the supervisor of `DIR`, or with `--caretake DIR` its caretaker: the arguments after `outlive supervise`. With `--pipes DIR` our
-/// own standard output and error are pipes for the agent, which whoever started us holds too.
+/// Is the supervisor of `DIR`, or with `--caretake` its caretaker: the arguments after `outlive supervise`, `DIR` the last. With
+/// `--pipes` our own standard output and error are pipes for the agent, with `--mailbox` our standard input is one end of a
+/// mailbox; whoever started us holds them too.
 ///
 /// To be called first of all in `main`: it closes descriptors and forks, so the process must have neither threads nor open files.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let (role, dir) = match args.as_slice() {
-        [flag, dir] if flag == "--caretake" => (Role::Caretaker, dir),
-        [flag, dir] if flag == "--pipes" => (Role::Supervisor { pipes_given: true }, dir),
-        [dir] if !dir.as_encoded_bytes().starts_with(b"--") => {
-            (Role::Supervisor { pipes_given: false }, dir)
-        }
-        _ => return ExitCode::from(exit::USAGE),
-    };
-    let Ok(dir) = std::path::absolute(PathBuf::from(dir)) else {
+    let Some(Call { role, gifts, dir }) = Call::parse(args.into_iter().collect()) else {
         return ExitCode::from(exit::USAGE);
     };
-    let leave = run(&dir, role).unwrap_or_else(|leave| leave);
+    let leave = run(&dir, role, gifts).unwrap_or_else(|leave| leave);
     if let Leave::Failed(error) = &leave {
         complain(format_args!("{}", error.line()));
     }
@@ -123,15 +118,40 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// What this process is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    Supervisor { pipes_given: bool },
+    Supervisor,
     Caretaker,
 }
 
-fn run(dir: &Path, role: Role) -> Result<Leave, Leave> {
-    let given = claim::detach(dir, role == Role::Supervisor { pipes_given: true })?;
+/// A command line, understood.
+#[derive(Debug)]
+struct Call {
+    role: Role,
+    gifts: Gifts,
+    dir: PathBuf,
+}
+
+impl Call {
+    fn parse(mut args: Vec<OsString>) -> Option<Self> {
+        let dir = args.pop().filter(|dir| !dir.as_encoded_bytes().starts_with(b"--"))?;
+        let dir = std::path::absolute(PathBuf::from(dir)).ok()?;
+        let mut call = Self { role: Role::Supervisor, gifts: Gifts::default(), dir };
+        for flag in args {
+            match flag.to_str()? {
+                "--caretake" => call.role = Role::Caretaker,
+                "--pipes" => call.gifts.pipes = true,
+                "--mailbox" => call.gifts.mailbox = true,
+                _ => return None,
+            }
+        }
+        Some(call)
+    }
+}
+
+fn run(dir: &Path, role: Role, gifts: Gifts) -> Result<Leave, Leave> {
+    let given = claim::detach(dir, gifts)?;
     let keeper = match role {
-        Role::Caretaker => caretake::take_over(dir)?,
-        Role::Supervisor { .. } => launch::launch(dir, &given)?,
+        Role::Caretaker => caretake::take_over(dir, &given)?,
+        Role::Supervisor => launch::launch(dir, &given)?,
     };
     match keeper {
         Some(keeper) => Ok(keeper.keep()),

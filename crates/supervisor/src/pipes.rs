@@ -21,12 +21,12 @@ use crate::identity::Here;
 /// With it the output of an agent that ended in the very moment in which its supervisor was killed is not lost: a caretaker started
 /// by the holder finds the pipes there. To be dropped when the outcome is recorded.
 #[derive(Debug)]
-pub struct HeldOutput {
+pub(crate) struct HeldOutput {
     _pipes: BTreeMap<u64, OwnedFd>,
 }
 
 /// Holds the pipes of a keep directory's agent. None if it has none (its output goes into files), or they cannot be found.
-pub fn hold_output(dir: &Path, here: &Here) -> Option<HeldOutput> {
+pub(crate) fn hold_output(dir: &Path, here: &Here) -> Option<HeldOutput> {
     let started = read_started(dir).valid().cloned()?;
     let holders = [&started.keeper, &started.agent].map(|holder| alive(holder, here));
     let pipes = find(&started, holders.into_iter().flatten());

@@ -7,20 +7,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outlive_core::effect::Effect;
-use outlive_core::evidence::{Lock, Seen};
+use outlive_core::evidence::Lock;
 use outlive_core::ids::OperationId;
 use outlive_core::job::Work;
 use outlive_core::limits;
-use outlive_core::spec::{Capture, Reading, StopCause, StopRequest, VERSION};
+use outlive_core::spec::{Reading, StopCause, StopRequest, VERSION};
 use outlive_supervisor::{
-    HeldOutput, Here, boot_ms, crash_point, hold_output, open_process, probe, read_spec,
-    read_started, wake, write_stop,
+    Here, Holder, boot_ms, crash_point, exit, open_process, probe, read_started, wake, write_stop,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -145,8 +143,7 @@ impl Fleet {
                 inner: self.0.clone(),
                 work: work.clone(),
                 keeper: None,
-                pipes: None,
-                held: None,
+                holder: Holder::default(),
                 failures: 0,
             };
             self.0.tracker.spawn(task.run(orders));
@@ -184,10 +181,14 @@ enum Keeper {
 }
 
 impl Keeper {
-    async fn ended(&mut self) {
+    /// Waits for its end; says with which code it left, as far as that can be known.
+    async fn ended(&mut self) -> Option<i32> {
         match self {
-            Self::Child(child) => drop(child.wait().await),
-            Self::Other(pidfd) => drop(pidfd.readable().await),
+            Self::Child(child) => child.wait().await.ok()?.code(),
+            Self::Other(pidfd) => {
+                drop(pidfd.readable().await);
+                None
+            }
         }
     }
 }
@@ -223,10 +224,7 @@ struct WorkTask {
     inner: Arc<Inner>,
     work: Work,
     keeper: Option<Keeper>,
-    /// The agent's pipes, made here and held so that what is in them outlives both supervisor and agent.
-    pipes: Option<[OwnedFd; 2]>,
-    /// The same of an agent that an earlier server launched.
-    held: Option<HeldOutput>,
+    holder: Holder,
     /// Supervisors in a row that left without having got anywhere.
     failures: u32,
 }
@@ -241,7 +239,7 @@ impl WorkTask {
                     Some(order) => self.obey(order).await,
                     None => return,
                 },
-                () = async {
+                code = async {
                     match &mut self.keeper {
                         Some(keeper) => keeper.ended().await,
                         None => std::future::pending().await,
@@ -249,7 +247,7 @@ impl WorkTask {
                 } => {
                     crash_point("fleet.keeper_ended");
                     self.keeper = None;
-                    self.after_keeper().await;
+                    self.after_keeper(code).await;
                 }
                 () = pause(hung), if self.keeper.is_some() => self.replace_hung(),
             }
@@ -303,25 +301,15 @@ impl WorkTask {
         self.report().await;
     }
 
-    /// Starts a supervisor, which gets the agent's pipes, or a caretaker, which finds them with us.
     fn start_keeper(&mut self, role: Role) {
         let dir = self.inner.surroundings.paths.keep(&self.work);
-        let mut command = tokio::process::Command::new(&self.inner.surroundings.exe);
-        command.arg("supervise").current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let pipes = match role {
-            Role::Supervisor => self.pipes_for_child(&dir),
-            Role::Caretaker => {
-                command.arg("--caretake");
-                None
-            }
+        let exe = &self.inner.surroundings.exe;
+        let command = match role {
+            Role::Supervisor => self.holder.supervisor(exe, &dir),
+            Role::Caretaker => self.holder.caretaker(exe, &dir, &self.inner.here),
         };
-        if let Some([stdout, stderr]) = pipes {
-            command.arg("--pipes").stdout(stdout).stderr(stderr);
-        }
-        command.arg(&dir);
         crash_point("fleet.before_spawn");
-        match command.spawn() {
+        match tokio::process::Command::from(command).spawn() {
             Ok(child) => {
                 crash_point("fleet.after_spawn");
                 self.keeper = Some(Keeper::Child(child));
@@ -330,25 +318,11 @@ impl WorkTask {
         }
     }
 
-    /// The pipes to be given to a supervisor or caretaker, made at the first launch of an agent that writes into pipes.
-    fn pipes_for_child(&mut self, dir: &Path) -> Option<[OwnedFd; 2]> {
-        let Reading::Valid(spec) = read_spec(dir) else { return None };
-        if spec.capture == Capture::File {
-            return None;
-        }
-        if self.pipes.is_none() {
-            let end = || std::io::pipe().map(|(reader, _)| OwnedFd::from(reader));
-            self.pipes = end().ok().zip(end().ok()).map(<[OwnedFd; 2]>::from);
-        }
-        let [stdout, stderr] = self.pipes.as_ref()?;
-        stdout.try_clone().ok().zip(stderr.try_clone().ok()).map(<[OwnedFd; 2]>::from)
-    }
-
-    /// A supervisor is gone. If it left its agent's end unrecorded and bytes may stand in the pipes, a caretaker takes them out
-    /// first; and one that got nowhere is not followed by the next at once, so that no fault can make a storm of processes.
-    async fn after_keeper(&mut self) {
+    /// A supervisor is gone. If it left its agent's end unrecorded, and what is held here can still tell of it, a caretaker does
+    /// so first; and one that got nowhere is not followed by the next at once, so that no fault can make a storm of processes.
+    async fn after_keeper(&mut self, code: Option<i32>) {
         let dir = self.inner.surroundings.paths.keep(&self.work);
-        let evidence = outlive_supervisor::probe(&dir, &self.inner.here);
+        let evidence = probe(&dir, &self.inner.here);
         let over = evidence.tree_empty.valid().is_some();
         if over {
             self.failures = 0;
@@ -359,9 +333,9 @@ impl WorkTask {
                 pause((FIRST_PAUSE * 2_u32.pow(exponent)).min(LONGEST_PAUSE)).await;
             }
         }
-        let holds = self.pipes.is_some() || self.held.is_some();
-        let stranded = !over && self.failures == 1 && holds;
-        if stranded && evidence.agent == Seen::Gone && evidence.outcome == Reading::Absent {
+        let told = over || code == Some(exit::UNPROVEN.into());
+        let again = !told && self.failures <= limits::CARETAKERS_MAX;
+        if again && self.holder.can_tell(&evidence, &dir, &self.inner.here) {
             return self.start_keeper(Role::Caretaker);
         }
         self.report().await;
@@ -387,7 +361,7 @@ impl WorkTask {
             reason = "an OwnedFd is its descriptor: the unsoundness needs a type that lies about it"
         )]
         let pidfd = pidfd.and_then(|pidfd| AsyncFd::new(pidfd).ok());
-        self.held = hold_output(&dir, &self.inner.here);
+        self.holder.take_hold(&dir, &self.inner.here);
         match pidfd {
             Some(pidfd) => self.keeper = Some(Keeper::Other(pidfd)),
             None => self.report().await,

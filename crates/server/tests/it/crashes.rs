@@ -73,7 +73,7 @@ fn variants(point: &str) -> &'static [Variant] {
     }
 }
 
-/// Between the end of an agent and its record: whoever dies here takes the exit status along, unless the kernel still has it.
+/// Between the end of an agent and its record: who dies here leaves only what the server holds to tell of it.
 const LAST_WITNESS: &[&str] = &["supervisor.agent_ended", "supervisor.output_synced"];
 
 #[derive(Debug, Clone)]
@@ -99,8 +99,9 @@ fn live(plan: &Plan) -> bool {
         }
         Checkpoint => case.rig.set("OUTLIVE_CHECKPOINT_RECORDS", "1"),
         Torn => case.at_death = Some(tear),
-        // The one who saw it end dies before it is written down, and the kernel forgets.
-        Launch | Caretake if LAST_WITNESS.contains(&&**point) => expected = Expected::Unprovable,
+        Launch | Caretake if LAST_WITNESS.contains(&&**point) => {
+            expected = Expected::of_an_end_that_was_not_recorded();
+        }
         _ if point.starts_with("supervisor.child.") && point != "supervisor.child.never_ran" => {
             expected = Expected::KilledBeforeItsProgram;
         }

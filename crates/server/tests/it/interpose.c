@@ -1,5 +1,5 @@
-/* Kills a chosen process by SIGKILL just before its Nth call that changes something outside it: a write, a sync, a rename, a
-   removal, a link, a fork, an exec. Loaded by LD_PRELOAD into everything a test starts; it acts only where it is meant to.
+/* Kills a chosen process by SIGKILL just before its Nth call that changes something outside it: a write, a sync, a letter, a
+   rename, a removal, a link, a fork, an exec. Loaded by LD_PRELOAD into everything a test starts; it acts only where it is meant to.
 
    FI_TARGET  the first argument of the processes meant ("serve", "supervise")
    FI_IN      a text that one of their arguments contains; may be absent
@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -103,6 +104,7 @@ OF_FILE(ssize_t, write, (int fd, const void *b, size_t n), (fd, b, n))
 OF_FILE(ssize_t, writev, (int fd, const struct iovec *v, int n), (fd, v, n))
 OF_FILE(ssize_t, pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o))
 OF_FILE(ssize_t, pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o))
+ANY(ssize_t, sendmsg, (int fd, const struct msghdr *m, int f), (fd, m, f))
 ANY(int, fsync, (int fd), (fd))
 ANY(int, fdatasync, (int fd), (fd))
 ANY(int, syncfs, (int fd), (fd))

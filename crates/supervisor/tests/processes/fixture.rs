@@ -1,5 +1,6 @@
 //! A keep directory with a supervisor in it, and bounded waits for what happens there.
 
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +16,7 @@ use outlive_core::ids::ProcessRef;
 use outlive_core::spec::{
     Capture, Ending, Outcome, Reading, Spec, Started, StopCause, StopRequest, TreeEmpty, VERSION,
 };
-use outlive_supervisor::{Here, probe, read_slots, read_started};
+use outlive_supervisor::{Here, Holder, probe, read_slots, read_started};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -34,6 +35,13 @@ pub(crate) enum User {
 
 const NOBODY: u32 = 65534;
 
+/// Whether this kernel keeps the exit status of a process for those who hold its pidfd (Linux 6.15 and later).
+pub(crate) fn keeps_exit_status() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 15)
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -49,6 +57,11 @@ pub(crate) fn say_what_is_not_covered() {
             "NOT COVERED: not root, so no cgroups, no limits, no mounts; all else runs best effort"
         );
     }
+    if !keeps_exit_status() {
+        println!(
+            "NOT COVERED: exact ends that only a pidfd can tell: this kernel forgets them (needs Linux 6.15)"
+        );
+    }
 }
 
 /// A keep directory, removed when its test passed.
@@ -56,6 +69,8 @@ pub(crate) struct Keep {
     pub(crate) dir: PathBuf,
     pub(crate) spec: Spec,
     pub(crate) user: User,
+    /// What a server beside it holds; none: there is no server, and whoever dies takes all along.
+    holder: Option<RefCell<Holder>>,
 }
 
 impl Keep {
@@ -98,7 +113,30 @@ impl Keep {
             pids_max: None,
             cgroup: name,
         };
-        Self { dir, spec, user }
+        Self { dir, spec, user, holder: None }
+    }
+
+    /// From now on a server lives beside it.
+    pub(crate) fn serve(&mut self) {
+        self.holder = Some(RefCell::default());
+    }
+
+    pub(crate) fn is_served(&self) -> bool {
+        self.holder.is_some()
+    }
+
+    /// That server was killed, and another one came while the keeper lived.
+    pub(crate) fn restart_server(&mut self) {
+        let mut holder = Holder::default();
+        holder.take_hold(&self.dir, &Here::observe().expect("here"));
+        self.holder = Some(RefCell::new(holder));
+    }
+
+    /// Whether that server would start a caretaker for an end that nobody recorded.
+    pub(crate) fn can_tell(&self) -> bool {
+        let here = Here::observe().expect("here");
+        let holder = self.holder.as_ref().map(RefCell::borrow_mut);
+        holder.is_some_and(|mut holder| holder.can_tell(&self.probe(), &self.dir, &here))
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -118,8 +156,20 @@ impl Keep {
 
     /// The command that is a supervisor, or with `--caretake` a caretaker.
     pub(crate) fn command(&self, flags: &[&str]) -> Command {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg("supervise").args(flags).arg(&self.dir).env("UNWANTED", "1");
+        let exe = "/proc/self/exe";
+        let mut command = match (&self.holder, flags) {
+            (None, flags) => {
+                let mut command = Command::new(exe);
+                command.arg("supervise").args(flags).arg(&self.dir);
+                command
+            }
+            (Some(holder), []) => holder.borrow_mut().supervisor(exe, &self.dir),
+            (Some(holder), _) => {
+                let here = Here::observe().expect("here");
+                holder.borrow_mut().caretaker(exe, &self.dir, &here)
+            }
+        };
+        command.env("UNWANTED", "1");
         if self.user == User::Nobody {
             command.uid(NOBODY).gid(NOBODY);
         }

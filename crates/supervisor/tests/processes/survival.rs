@@ -4,10 +4,12 @@ use std::fs;
 
 use outlive_core::evidence::{Lock, Seen};
 use outlive_core::spec::{Capture, Ending, Reading, StopCause};
-use outlive_supervisor::{Here, exit};
+use outlive_supervisor::exit;
 use rustix::process::Signal;
 
-use crate::fixture::{Keep, User, bury, exited, go, open, open_ref, users, wait_gone};
+use crate::fixture::{
+    Keep, User, bury, exited, go, keeps_exit_status, open, open_ref, users, wait_gone,
+};
 use crate::outputs::seq;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -16,6 +18,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("no_byte_is_lost_when_the_supervisor_is_killed_again_and_again", no_byte_lost),
     ("an_agent_with_pipes_waits_without_a_pump_and_is_never_refused_a_write", no_epipe),
     ("output_that_only_the_server_still_holds_is_not_lost", held_by_server),
+    ("an_end_that_the_supervisor_did_not_come_to_record_is_told_all_the_same", end_unrecorded),
     ("a_caretaker_holds_the_deadline_that_passed_without_anybody", caretaker_deadline),
     ("a_caretaker_obeys_a_stop_that_nobody_was_there_to_hear", caretaker_stop),
     ("an_agent_that_ended_unseen_leaves_its_survivors_alone_until_a_stop", ended_unseen),
@@ -46,9 +49,6 @@ fn true_end() {
 }
 
 fn buried_before_asked() {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).filter_map(|part| part.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     for &user in users() {
         let keep = Keep::script(user, "echo ready; read x < go; exit 43");
         let gate = keep.gate();
@@ -63,10 +63,9 @@ fn buried_before_asked() {
         bury(&keep.started().agent);
         caretaker.signal(Signal::CONT);
         let code = caretaker.wait().code();
-        if version >= (6, 15) {
+        if keeps_exit_status() {
             assert_eq!((code, keep.recorded().0.ending), (Some(0), exited(43)));
         } else {
-            println!("NOT COVERED: Linux {release} keeps no exit status with a pidfd");
             assert_eq!(code, Some(i32::from(exit::UNPROVEN)));
         }
     }
@@ -128,16 +127,47 @@ fn held_by_server() {
     let gate = keep.gate();
     let keeper = keep.start();
     keep.wait_for_output("ready");
-    let held = outlive_supervisor::hold_output(&keep.dir, &Here::observe().expect("here"));
+    keep.restart_server();
     keeper.signal(Signal::STOP);
     go(&gate);
     wait_gone(open_ref(&keep.started().agent), "the agent");
     keeper.kill();
     assert_eq!(keep.read("out"), "ready\n");
     assert_eq!(keep.caretake().wait().code(), Some(0));
-    drop(held.expect("pipes"));
     assert!(keep.read("out") == format!("ready\n{}", seq(5000)) && keep.read("err") == seq(9));
     assert_eq!(keep.recorded().0.ending, exited(5));
+}
+
+fn end_unrecorded() {
+    // Proves I5: a supervisor may die in any moment between its agent's end and the record of it.
+    for &user in users() {
+        for restarted in [false, true] {
+            let mut keep = Keep::script(user, "echo ready; read x < go; exit 44");
+            keep.serve();
+            let gate = keep.gate();
+            let keeper = keep.start();
+            keep.wait_for_output("ready");
+            if restarted {
+                keep.restart_server();
+            }
+            keeper.signal(Signal::STOP);
+            go(&gate);
+            let agent = keep.started().agent;
+            wait_gone(open_ref(&agent), "the agent");
+            keeper.kill();
+            // Nobody has that pid any more.
+            bury(&agent);
+            assert_eq!(keep.probe().agent, Seen::Gone);
+            assert!(keep.can_tell(), "{user:?} {restarted}");
+            let code = keep.caretake().wait().code();
+            if keeps_exit_status() {
+                assert_eq!((code, keep.recorded().0.ending), (Some(0), exited(44)));
+                assert!(!keep.can_tell(), "all is told");
+            } else {
+                assert_eq!(code, Some(i32::from(exit::UNPROVEN)));
+            }
+        }
+    }
 }
 
 fn caretaker_deadline() {
