@@ -138,3 +138,34 @@ pub const WAL_GROUP_BYTES_MAX: usize = 4 << 20;
 
 /// Damaged places that a report lists one by one; a destroyed disk must not fill the memory. The rest is counted.
 pub const DAMAGE_LISTED_MAX: usize = 1000;
+
+/// Nothing new is accepted when less than this is free: room for what runs, and for some workspaces.
+pub const MIN_FREE_BYTES: u64 = 1 << 30;
+
+/// On a small disk the bound is this part of it instead: a bound in bytes could never be met there.
+pub const MIN_FREE_PART: u64 = 20;
+
+/// On a small disk a tree is frozen at this part of it instead.
+pub const FREEZE_FREE_PART: u64 = 80;
+
+/// A tree is frozen when less than this is free on its disk: enough for what is written until the next look at the rate below.
+pub const FREEZE_FREE_BYTES: u64 = 256 << 20;
+
+/// A frozen tree is thawed when this many times as much is free, so that it is not frozen again at once.
+pub const THAW_FACTOR: u64 = 2;
+
+/// No disk is filled faster, in bytes per millisecond (1 GiB a second): tells how long a look at its free space holds good.
+pub const DISK_FILLED_BYTES_PER_MS: u64 = 1 << 20;
+
+/// Between two looks at a disk's free space when it is close to the edge, in milliseconds.
+pub const DISK_LOOK_MS: u64 = 200;
+
+/// Between two looks of who waits for space to return, in milliseconds: nobody tells when that is.
+pub const FROZEN_LOOK_MS: u64 = 1000;
+
+/// The longest time between two looks of the server at its disk's free space, in milliseconds.
+pub const DISK_LOOK_MS_MAX: u64 = 30_000;
+
+const _: () = assert!(MIN_FREE_BYTES >= FREEZE_FREE_BYTES * THAW_FACTOR);
+const _: () = assert!(MIN_FREE_PART * THAW_FACTOR <= FREEZE_FREE_PART);
+const _: () = assert!(FREEZE_FREE_BYTES > DISK_FILLED_BYTES_PER_MS * DISK_LOOK_MS);

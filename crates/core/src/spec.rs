@@ -7,9 +7,9 @@
 //! keeper.lock    supervisor            OFD lock for life; its text is the supervisor's ProcessRef
 //! started        supervisor            the agent's ProcessRef, written before its gate opens
 //! sentinel.json  supervisor            heartbeat
-//! stop.json      server → supervisor   the wish to end it
-//! wake           FIFO                  a byte written here makes the supervisor look at stop.json
-//! outcome        two 512-byte slots    how the main process ended; that its tree is empty
+//! stop           one 512-byte slot     server → supervisor: the wish to end it
+//! wake           FIFO                  a byte written here makes the supervisor look at `stop`
+//! outcome        three 512-byte slots  how the main process ended; that its tree is empty; that it is frozen
 //! ```
 //!
 //! docs/formats.md states the bytes.
@@ -32,11 +32,11 @@ pub mod file {
     pub const STARTED: &str = "started";
     /// [`super::Sentinel`] as JSON.
     pub const SENTINEL: &str = "sentinel.json";
-    /// [`super::StopRequest`] as JSON.
-    pub const STOP: &str = "stop.json";
+    /// [`super::StopRequest`] in a slot.
+    pub const STOP: &str = "stop";
     /// The FIFO that wakes a supervisor.
     pub const WAKE: &str = "wake";
-    /// [`super::Outcome`] and [`super::TreeEmpty`], a slot each.
+    /// [`super::Outcome`], [`super::TreeEmpty`] and [`super::Freeze`], a slot each.
     pub const OUTCOME: &str = "outcome";
     /// What a supervisor had to complain about, as text.
     pub const COMPLAINTS: &str = "keeper.err";
@@ -89,6 +89,9 @@ pub struct Spec {
     pub memory_bytes_max: Option<u64>,
     /// Processes and threads of the whole tree, where a cgroup controller can enforce it.
     pub pids_max: Option<u64>,
+    /// Free space, in bytes, of the file system of its standard output below which the tree is frozen; 0: never.
+    #[serde(default)]
+    pub freeze_below_bytes: u64,
     /// Name of the tree's own cgroup leaf, relative to `outlive/` below the supervisor's own cgroup.
     pub cgroup: String,
 }
@@ -235,14 +238,45 @@ pub struct TreeEmpty {
     pub output_to: [u64; 2],
 }
 
+/// Third slot of the outcome file: whether the tree is frozen because its disk is nearly full, and for how long it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// [`VERSION`].
+    pub version: u32,
+    /// When it was last frozen or thawed.
+    pub at: Timestamp,
+    /// Since when it is frozen, on the boot-time clock in milliseconds; absent: it runs.
+    pub since_boot_ms: Option<u64>,
+    /// How long it was frozen before that, in milliseconds.
+    pub total_ms: u64,
+    /// How much space was free then, in bytes.
+    pub free_bytes: u64,
+    /// It is thawed when so much is free, in bytes.
+    pub thaw_bytes: u64,
+}
+
+impl Freeze {
+    /// How long it was frozen until `now_boot_ms`, all in all, in milliseconds: its running time is longer by that.
+    pub fn paused_ms(&self, now_boot_ms: u64) -> u64 {
+        let now = self.since_boot_ms.map_or(0, |since| now_boot_ms.saturating_sub(since));
+        self.total_ms.saturating_add(now)
+    }
+}
+
 /// Size of one slot: what every disk writes whole.
 pub const SLOT_BYTES: usize = 512;
+
+/// Size of a file of slots. Some file systems keep a shorter file in their own tables and never overwrite it in place.
+pub const SLOT_FILE_BYTES: usize = 4096;
 
 /// Where in the outcome file the [`Outcome`] stands.
 pub const OUTCOME_SLOT_OFFSET: u64 = 0;
 
 /// Where in the outcome file the [`TreeEmpty`] stands.
 pub const TREE_SLOT_OFFSET: u64 = 512;
+
+/// Where in the outcome file the [`Freeze`] stands.
+pub const FREEZE_SLOT_OFFSET: u64 = 1024;
 
 /// A slot's content does not fit; nothing that this module builds can be that long.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

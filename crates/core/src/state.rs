@@ -27,11 +27,13 @@ use crate::time::Timestamp;
 pub use apply::IllegalEvent;
 pub use persist::EntryError;
 
-/// What the configuration lays down; not part of the write-ahead log, since a restart may change it.
+/// What the configuration and the machine lay down; not part of the write-ahead log, since a restart may change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     /// Agents alive at once, adopted ones included; copies under way count too.
     pub running_max: u32,
+    /// There is room on the disk to begin something new.
+    pub has_room: bool,
 }
 
 /// All of the server's truth.
@@ -102,6 +104,11 @@ impl State {
     /// The time of the last record.
     pub fn clock(&self) -> Timestamp {
         self.clock
+    }
+
+    /// Whether a submission with this idempotency key was accepted and is remembered.
+    pub fn knows_key(&self, owner: &str, key: &str) -> bool {
+        self.index.keys.contains_key(&key_of(owner, key))
     }
 
     /// A job.

@@ -24,8 +24,10 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Between TERM and KILL.
     pub grace: Duration,
-    /// Free space below which nothing new is accepted, in bytes.
+    /// Free space below which nothing new is accepted or begun, in bytes.
     pub min_free_bytes: u64,
+    /// Free space below which running agents are frozen, in bytes; 0: never.
+    pub freeze_free_bytes: u64,
     /// Records after which the write-ahead log is summed up in a checkpoint.
     pub checkpoint_records: u64,
     /// How long a supervisor may hold its lock past deadline and grace before it counts as hung.
@@ -42,7 +44,8 @@ impl Default for Config {
             running_max: u32::try_from((cores / 2).max(2)).unwrap_or(2),
             heartbeat: limits::HEARTBEAT,
             grace: limits::STOP_GRACE,
-            min_free_bytes: 1 << 30,
+            min_free_bytes: limits::MIN_FREE_BYTES,
+            freeze_free_bytes: limits::FREEZE_FREE_BYTES,
             checkpoint_records: CHECKPOINT_RECORDS,
             hung_margin: limits::HUNG_MARGIN,
             programs: BTreeMap::new(),
@@ -57,6 +60,7 @@ const KEYS: &[&str] = &[
     "heartbeat_s",
     "grace_s",
     "min_free_bytes",
+    "freeze_free_bytes",
     "checkpoint_records",
     "hung_margin_s",
     "programs",
@@ -70,6 +74,7 @@ struct Raw {
     heartbeat_s: Option<u64>,
     grace_s: Option<u64>,
     min_free_bytes: Option<u64>,
+    freeze_free_bytes: Option<u64>,
     checkpoint_records: Option<u64>,
     hung_margin_s: Option<u64>,
     programs: Option<BTreeMap<String, String>>,
@@ -146,6 +151,7 @@ impl Config {
         self.heartbeat = heartbeat.unwrap_or(self.heartbeat);
         self.grace = raw.grace_s.map_or(self.grace, Duration::from_secs);
         self.min_free_bytes = raw.min_free_bytes.unwrap_or(self.min_free_bytes);
+        self.freeze_free_bytes = raw.freeze_free_bytes.unwrap_or(self.freeze_free_bytes);
         let records = positive("checkpoint_records", raw.checkpoint_records)?;
         self.checkpoint_records = records.unwrap_or(self.checkpoint_records);
         self.hung_margin = raw.hung_margin_s.map_or(self.hung_margin, Duration::from_secs);

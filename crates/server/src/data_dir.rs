@@ -121,11 +121,21 @@ fn take_lock(paths: &Paths) -> Result<File, DataDirError> {
     let path = paths.root.join("server.lock");
     let at = |source| DataDirError::Io { path: path.clone(), source };
     let mut options = OpenOptions::new();
-    let mut file =
-        options.read(true).write(true).create(true).mode(0o600).open(&path).map_err(at)?;
+    let mut file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(at)?;
     wait_for_lock(&file, &path, paths)?;
-    file.set_len(0).map_err(at)?;
-    writeln!(file, "pid {}", std::process::id()).map_err(at)?;
+    // The lock counts, its text is for people: a full disk does not keep a server down. Of one length, so that it goes over the
+    // last one's and needs no new space.
+    let text = format!("{:<20}\n", format!("pid {}", std::process::id()));
+    if let Err(error) = file.write_all(text.as_bytes()) {
+        tracing::warn!(%error, "the lock does not tell whose it is");
+    }
     Ok(file)
 }
 

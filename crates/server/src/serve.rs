@@ -4,14 +4,13 @@
 //! Stop: there is only one way, being killed. SIGTERM merely lets answers that are under way get out first.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
-use outlive_core::state::Rules;
-use outlive_supervisor::{Here, crash_point, replace_file};
+use outlive_supervisor::{FileError, Here, crash_point, replace_file};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -24,6 +23,7 @@ use crate::data_dir::{DataDir, Paths};
 use crate::face::http::{self, Tails};
 use crate::startup::{self, Telling};
 use crate::truth::driver::{self, Driver, Handle, Wiring};
+use crate::truth::room::Room;
 use crate::truth::store::Checkpoints;
 use crate::truth::wal::{self, Durable, Wal};
 use crate::world::fleet::Fleet;
@@ -58,14 +58,15 @@ pub fn serve(data: &Path, config: &Config) -> anyhow::Result<()> {
     };
     let (wal, checkpointer) = Wal::start(opened.log, on_durable, wal::abort)?;
     checkpoint_thread.start(checkpointer).context("cannot start a thread")?;
-    let rules = Rules { running_max: config.running_max };
-    let driver = Driver::new(state, rules, clock::now, wal, inputs);
+    let root = data.paths.root().to_path_buf();
+    let room = Room::new(root, config.min_free_bytes, wal.next_segment());
+    let driver = Driver::new(state, config.running_max, room.clone(), clock::now, wal, inputs);
     std::thread::Builder::new()
         .name("driver".into())
         .spawn(move || driver.run())
         .context("cannot start a thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let face = Face { config, data: &data, telling: &telling, handle };
+    let face = Face { config, data: &data, telling: &telling, handle, room };
     runtime.block_on(face.run(effects, works))
 }
 
@@ -84,6 +85,7 @@ struct Face<'a> {
     data: &'a DataDir,
     telling: &'a Telling,
     handle: Handle,
+    room: Room,
 }
 
 impl Face<'_> {
@@ -99,10 +101,14 @@ impl Face<'_> {
         let stopping = CancellationToken::new();
         let fleet = self.fleet(&tracker)?;
         let router = http::router(self.parts(&tracker, &stopping)?);
-        fleet.renew_scratch().context("cannot make the scratch directory")?;
+        if let Err(error) = fleet.renew_scratch() {
+            // Questions that need it are answered with an error; a full disk must not keep the server down.
+            tracing::warn!(%error, "the scratch directory was not made anew");
+        }
         let listener = self.listen().await?;
         tracker.spawn(perform(effects, fleet.clone()));
         tracker.spawn(tick(self.handle.clone()));
+        tracker.spawn(self.watch_room(listener.local_addr()?, &fleet));
         let stop = stopping.clone();
         let graceful = async move { stop.cancelled().await };
         tracker.spawn(async move {
@@ -142,6 +148,7 @@ impl Face<'_> {
             exe: exe.to_str().context("the path of our own program is not UTF-8")?.to_string(),
             heartbeat_ms: millis(self.config.heartbeat),
             grace_ms: millis(self.config.grace),
+            freeze_free_bytes: self.config.freeze_free_bytes,
             hung_margin: self.config.hung_margin,
             programs: self.config.programs.clone(),
         };
@@ -155,13 +162,23 @@ impl Face<'_> {
             .await
             .with_context(|| format!("cannot listen on {address}"))?;
         let address: SocketAddr = listener.local_addr()?;
-        let (path, told) = (self.data.paths.address(), format!("{address}\n"));
-        // It seldom changes, and what is not written needs no syncs on the way to ready.
-        if std::fs::read(&path).ok().as_deref() != Some(told.as_bytes()) {
-            replace_file(&path, told.as_bytes())?;
+        if let Err(error) = tell_address(&self.data.paths, address) {
+            tracing::warn!(%error, "the address is not told; tried again when there is room");
         }
         say(&format!("listening on http://{address}"));
         Ok(listener)
+    }
+
+    /// Goes on with what waited for room whenever there is room again.
+    fn watch_room(&self, address: SocketAddr, fleet: &Fleet) -> impl Future<Output = ()> + use<> {
+        let (room, handle) = (self.room.clone(), self.handle.clone());
+        let (paths, fleet) = (self.data.paths.clone(), fleet.clone());
+        room.watch(async move || {
+            // Each was warned of when it failed first, and has its next try when room returns the next time.
+            tell_address(&paths, address).ok();
+            fleet.make_scratch().ok();
+            handle.tick().await.ok();
+        })
     }
 
     fn parts(
@@ -172,7 +189,7 @@ impl Face<'_> {
         let paths = self.data.paths.clone();
         let token = read_or_make_token(&paths)?;
         let (telling, ready) = (self.telling.clone(), self.telling.clone());
-        let (root, least) = (paths.root().to_path_buf(), self.config.min_free_bytes);
+        let room = self.room.clone();
         Ok(http::Parts {
             handle: self.handle.clone(),
             sight: Arc::new(Eyes { paths: paths.clone() }),
@@ -180,13 +197,22 @@ impl Face<'_> {
             tails: Tails::start(tracker).context("cannot watch files")?,
             startup_log: Box::new(move || serde_json::json!(telling.read())),
             ready: Box::new(move || startup::is_ready(&ready)),
-            disk_full: Box::new(move || disk_full(&root, least)),
+            disk_full: Box::new(move || room.missing()),
             programs: self.config.programs.clone(),
             tracker: tracker.clone(),
             stopping: stopping.clone(),
             paths,
         })
     }
+}
+
+/// Writes down how the server is reached. It seldom changes, and what is not written needs no syncs on the way to ready.
+fn tell_address(paths: &Paths, address: SocketAddr) -> Result<(), FileError> {
+    let (path, told) = (paths.address(), format!("{address}\n"));
+    if std::fs::read(&path).ok().as_deref() == Some(told.as_bytes()) {
+        return Ok(());
+    }
+    replace_file(&path, told.as_bytes())
 }
 
 /// Tells whoever started the server; that nobody listens any more is no reason to stop.
@@ -246,15 +272,4 @@ fn read_or_make_token(paths: &Paths) -> anyhow::Result<String> {
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-}
-
-/// What is missing for new work, if anything is.
-fn disk_full(root: &PathBuf, least: u64) -> Option<String> {
-    let space = rustix::fs::statvfs(root).ok()?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    // On a small disk the share counts, or a bound in bytes could never be met.
-    let least = least.min(space.f_blocks.saturating_mul(space.f_frsize) / 20);
-    (free < least).then(|| {
-        format!("the disk of {} has {free} bytes free; new jobs need {least}", root.display())
-    })
 }

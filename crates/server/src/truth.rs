@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod driver;
+pub mod room;
 pub mod store;
 pub mod view;
 pub mod wal;

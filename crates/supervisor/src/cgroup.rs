@@ -146,10 +146,18 @@ impl Leaf {
         self.file(Kind::Unified, "cgroup.kill").is_some_and(|path| put(&path, "1").is_ok())
     }
 
-    /// Stops every process in it from running; a signal sent now waits for [`Leaf::thaw`]. Only where it cannot be killed at one stroke.
+    /// Whether [`Leaf::freeze`] can do anything.
+    pub(crate) fn has_freezer(&self) -> bool {
+        self.has(Kind::Unified) || self.has(Kind::Freezer)
+    }
+
+    /// Stops every process in it from running; a signal sent now waits for [`Leaf::thaw`], save the version 2 kill.
     pub(crate) fn freeze(&self) {
         if let Some(path) = self.file(Kind::Freezer, "freezer.state") {
             put(&path, "FROZEN").ok();
+        }
+        if let Some(path) = self.file(Kind::Unified, "cgroup.freeze") {
+            put(&path, "1").ok();
         }
     }
 

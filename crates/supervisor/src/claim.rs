@@ -19,6 +19,9 @@ use crate::mailbox::Mailbox;
 use crate::outcome::Slots;
 use crate::{Leave, crash_point, identity, sys};
 
+/// More than a name in a lock file needs.
+const LOCK_TEXT_BYTES: usize = 512;
+
 /// What a process says that it gives to a supervisor or caretaker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Gifts {
@@ -127,12 +130,11 @@ pub(crate) fn claim(dir: &Path) -> Result<Claim, Leave> {
     }
     let here = Here::observe()?;
     let me = identity::self_ref()?;
-    let name_in = || {
-        lock.set_len(0)?;
-        lock.write_all_at(&files::json(&me), 0)
-    };
+    // Of one length, so that it goes over the last one's and needs no new space.
+    let mut text = files::json(&me);
+    text.resize(LOCK_TEXT_BYTES.max(text.len()), b' ');
     // The lock counts, its text is for people: a full disk does not stop a caretaker.
-    if let Err(error) = name_in() {
+    if let Err(error) = lock.write_all_at(&text, 0) {
         crate::complain(format_args!("cannot write {}: {error}", path.display()));
     }
     crash_point("supervisor.locked");

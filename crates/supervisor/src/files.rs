@@ -1,6 +1,6 @@
 //! Files of a keep directory: read with suspicion, written whole.
 //!
-//! Absent on purpose: the outcome slots (`outcome`), which are written in place, and the output files (`output`).
+//! Absent on purpose: what is written in place (`slot`, `outcome`), and the output files (`output`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -12,6 +12,8 @@ use outlive_core::spec::{
     Reading, Sentinel, Spec, Started, StopRequest, decode_json, file as name,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::slot;
 
 /// The largest JSON file that is read: a spec holds an environment and arguments, which the kernel limits to less.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -163,15 +165,22 @@ pub fn read_sentinel(dir: &Path) -> Reading<Sentinel> {
 
 /// Reads the wish that the tree be ended.
 pub fn read_stop(dir: &Path) -> Reading<StopRequest> {
-    read_json(&dir.join(name::STOP))
+    slot::read_in(&dir.join(name::STOP), 0)
 }
 
 /// Writes down the wish that the tree be ended, durably. Who keeps it obeys after [`wake`], or at its next heartbeat.
+///
+/// In place: what runs on a full disk can be stopped all the same. Torn it would be no wish, and whoever wished it wishes again.
 pub fn write_stop(dir: &Path, request: &StopRequest) -> Result<(), FileError> {
-    replace_file(&dir.join(name::STOP), &json(request))
+    let path = dir.join(name::STOP);
+    let made = path.exists();
+    let file = slot::allocate(&path)?;
+    slot::write(&file, 0, &slot::encode(request, &path)?, &path)?;
+    slot::sync(&file, &path)?;
+    if made { Ok(()) } else { sync_dir(dir) }
 }
 
-/// Makes the keeper of a directory look at `stop.json`. False: nobody keeps it.
+/// Makes the keeper of a directory look at `stop`. False: nobody keeps it.
 pub fn wake(dir: &Path) -> Result<bool, FileError> {
     let path = dir.join(name::WAKE);
     let fifo =

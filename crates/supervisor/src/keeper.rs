@@ -19,6 +19,7 @@ use crate::files::{self, FileError};
 use crate::identity::Here;
 use crate::outcome::Slots;
 use crate::output::Output;
+use crate::room::Room;
 use crate::tree::Tree;
 use crate::watch::{Happened, Watch};
 use crate::{Leave, caretake, clock, complain, crash_point, stop, sys};
@@ -92,6 +93,7 @@ pub(crate) struct Keeper {
     slots: Slots,
     output: Output,
     tree: Tree,
+    room: Room,
     watch: Watch,
     main: Main,
     stop: Option<StopCause>,
@@ -136,6 +138,7 @@ impl Keeper {
             me: claim.me,
             host: host.trim_end().to_owned(),
             look_at_output: spec.output_bytes_max.map(|_| 0),
+            room: Room::new(&spec, &slots, &tree.leaf),
             spec,
             started,
             agent,
@@ -178,10 +181,12 @@ impl Keeper {
     /// The next moment at which something is due though nothing happened.
     fn due(&self) -> Option<u64> {
         let runs = matches!(self.main, Main::Runs);
-        let deadline = self.started.deadline_boot_ms.filter(|_| runs && self.stop.is_none());
-        let look = self.look_at_output.filter(|_| runs && self.stop.is_none());
+        let freely = runs && self.stop.is_none();
+        let deadline = self.room.deadline(self.started.deadline_boot_ms).filter(|_| freely);
+        let look = self.look_at_output.filter(|_| freely);
+        let room = self.room.look_at().filter(|_| freely);
         let ending = self.ending.as_ref().and_then(stop::Ending::due);
-        let all = [deadline, look, ending, self.record_again, self.output.retry_at()];
+        let all = [deadline, look, room, ending, self.record_again, self.output.retry_at()];
         all.into_iter().flatten().chain([self.beat_at]).min()
     }
 
@@ -214,7 +219,11 @@ impl Keeper {
             self.reap();
         }
         let runs_freely = matches!(self.main, Main::Runs) && self.stop.is_none();
-        if runs_freely && self.started.deadline_boot_ms.is_some_and(|deadline| now >= deadline) {
+        if runs_freely && self.room.look_at().is_some_and(|at| now >= at) {
+            self.room.look(now, &self.tree.leaf, &self.slots);
+        }
+        let deadline = self.room.deadline(self.started.deadline_boot_ms);
+        if runs_freely && deadline.is_some_and(|deadline| now >= deadline) {
             self.stop_for(StopCause::Timeout, self.spec.grace_ms, now);
         }
         if self.look_at_output.is_some_and(|at| now >= at) {
@@ -245,7 +254,7 @@ impl Keeper {
         if done { self.finish(now) } else { None }
     }
 
-    /// Obeys `stop.json`, if there is one.
+    /// Obeys the wish that the tree be ended, if there is one.
     fn look_for_stop(&mut self, now: u64) {
         match files::read_stop(&self.dir) {
             Reading::Absent => {}
@@ -261,6 +270,7 @@ impl Keeper {
             // It ended before: that is its outcome, and the rest is being ended already.
             Main::Ended { .. } | Main::Recorded => {}
         }
+        self.room.thaw(now, &self.tree.leaf, &self.slots);
         match &mut self.ending {
             Some(ending) => ending.hasten(now, grace_ms),
             None if matches!(self.main, Main::Ended { .. }) => {}

@@ -23,7 +23,7 @@ use crate::output::Output;
 use crate::sys::{self, Fork};
 use crate::tree::{Member, Tree};
 use crate::watch::Watch;
-use crate::{Leave, child, clock, crash_point};
+use crate::{Leave, child, clock, crash_point, slot};
 
 /// Launches the agent. None: it must not run, because a stop was asked for first; that is recorded.
 pub(crate) fn launch(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave> {
@@ -47,6 +47,8 @@ pub(crate) fn launch(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave>
 fn prepare(dir: &Path) -> Result<(Claim, Slots, Watch), Leave> {
     let claim = claim::claim(dir)?;
     let slots = Slots::open(dir)?;
+    // Now, so that what runs can be stopped when the disk is full.
+    slot::allocate(&dir.join(name::STOP))?;
     claim::void_if_never_ran(dir, &slots)?;
     crash_point("supervisor.slots_ready");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

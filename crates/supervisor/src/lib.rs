@@ -25,6 +25,8 @@ mod outcome;
 mod output;
 mod pipes;
 mod probe;
+mod room;
+mod slot;
 mod stop;
 #[expect(
     unsafe_code,
@@ -48,8 +50,10 @@ pub use files::{
 };
 pub use holder::Holder;
 pub use identity::{Here, open_process, self_ref, signal};
-pub use outcome::read_slots;
+pub use outcome::{read_freeze, read_slots};
 pub use probe::probe;
+pub use room::{Space, space};
+pub use slot::overwrite_in_place;
 
 /// Exit codes of a supervisor, for whoever started it. What it achieved stands in the keep directory.
 pub mod exit {

@@ -93,11 +93,21 @@ fn survivors(dir: &Path, started: &Started, me: &Here, leaf: &Leaf, kept: bool) 
 
 fn is_past_deadline(dir: &Path, started: &Started, me: &Here) -> bool {
     let Some(deadline) = started.deadline_boot_ms else { return false };
+    let freeze = outcome::read_freeze(dir);
+    let freeze = freeze.valid();
     if me.boot_id == started.agent.boot_id {
-        return clock::boot_ms() >= deadline;
+        let now = clock::boot_ms();
+        let paused = freeze.map_or(0, |freeze| freeze.paused_ms(now));
+        return now >= deadline.saturating_add(paused);
     }
-    // The boot-time clock began anew: only wall time is left to say how long ago it started.
+    // The boot-time clock began anew: only wall time is left to say how long ago it started. One that was frozen then had
+    // time left when the machine went down.
+    if freeze.is_some_and(|freeze| freeze.since_boot_ms.is_some()) {
+        return false;
+    }
+    let paused = freeze.map_or(0, |freeze| freeze.total_ms);
     let spec = read_spec(dir);
     let timeout = spec.valid().and_then(|spec| spec.timeout_ms);
-    timeout.is_some_and(|timeout| clock::now() >= Timestamp(started.at.0.saturating_add(timeout)))
+    let end = |timeout| Timestamp(started.at.0.saturating_add(timeout).saturating_add(paused));
+    timeout.is_some_and(|timeout| clock::now() >= end(timeout))
 }

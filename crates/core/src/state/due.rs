@@ -89,7 +89,7 @@ impl State {
     }
 
     fn slot_free(&self, rules: Rules) -> Option<Vec<Event>> {
-        if self.index.busy.size() >= rules.running_max as usize {
+        if !rules.has_room || self.index.busy.size() >= rules.running_max as usize {
             return None;
         }
         let (_, id) = self.index.queue.iter().next()?;

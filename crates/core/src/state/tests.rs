@@ -55,7 +55,7 @@ struct Rig {
 
 impl Rig {
     fn new(running_max: u32) -> Self {
-        let rules = Rules { running_max };
+        let rules = Rules { running_max, has_room: true };
         let (records, effects) = (vec![], vec![]);
         Self {
             state: State::default(),

@@ -55,7 +55,7 @@ pub struct Parts {
     pub startup_log: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// All stages of the startup are done.
     pub ready: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Free space is below the bound under which nothing new is accepted: what is missing, in words.
+    /// What is missing for new work, in words, while nothing new is accepted.
     pub disk_full: Box<dyn Fn() -> Option<String> + Send + Sync>,
     /// Programs of engines that are not in `PATH`.
     pub programs: std::collections::BTreeMap<String, String>,
@@ -149,6 +149,15 @@ impl App {
                     .hint(format!("give more of the id: {}", ids.join(", "))))
             }
         }
+    }
+
+    /// Refuses new work while the disk is nearly full, before anything is accepted.
+    fn need_room(&self) -> Result<(), Problem> {
+        let refuse = |missing| {
+            Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", missing)
+                .hint("free some space; what was accepted goes on by itself then")
+        };
+        (self.disk_full)().map_or(Ok(()), |missing| Err(refuse(missing)))
     }
 
     /// Asks the driver; the answer is durable.

@@ -167,11 +167,7 @@ impl DiskFile for RealFile {
     }
 
     fn overwrite_in_place(&self) -> bool {
-        use rustix::fs::{IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
-        const BTRFS: u32 = 0x9123_683E;
-        let is_btrfs = fstatfs(&self.0).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(BTRFS));
-        let ask = || ioctl_setflags(&self.0, ioctl_getflags(&self.0)? | IFlags::NOCOW);
-        is_btrfs && ask().is_ok()
+        outlive_supervisor::overwrite_in_place(&self.0)
     }
 }
 

@@ -15,6 +15,7 @@ use outlive_core::state::{Rules, State};
 use outlive_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::truth::room::Room;
 use crate::truth::wal::{Batch, Draft, Durable, Wal};
 
 /// Inputs that may wait for the driver. Beyond it whoever asks waits, so a flood slows its senders and nobody else.
@@ -173,7 +174,8 @@ pub fn wire(state: &State) -> Wiring {
 /// Owner of State and of the way into the WAL.
 pub struct Driver {
     state: State,
-    rules: Rules,
+    running_max: u32,
+    room: Room,
     clock: fn() -> Timestamp,
     wal: Wal<Commit>,
     inputs: mpsc::Receiver<Input>,
@@ -197,12 +199,13 @@ impl Driver {
     /// Puts the driver together; [`Driver::run`] makes it go.
     pub fn new(
         state: State,
-        rules: Rules,
+        running_max: u32,
+        room: Room,
         clock: fn() -> Timestamp,
         wal: Wal<Commit>,
         inputs: Inputs,
     ) -> Self {
-        Self { state, rules, clock, wal, inputs: inputs.0 }
+        Self { state, running_max, room, clock, wal, inputs: inputs.0 }
     }
 
     /// Works until every handle is gone.
@@ -252,6 +255,7 @@ impl Driver {
 
     /// Makes records of events and of everything that comes due with them.
     fn write_down(&mut self, mut events: Vec<Event>, now: Timestamp, gathered: &mut Gathered) {
+        let rules = Rules { running_max: self.running_max, has_room: self.room.is_there() };
         loop {
             let lsn = self.state.lsn().next();
             let mut links: Vec<Link> = Vec::new();
@@ -259,7 +263,7 @@ impl Driver {
             self.apply_all(lsn, &events, &mut transaction, &mut links, gathered);
             let mut more = false;
             for count in 0.. {
-                let due = self.state.due(now, self.rules);
+                let due = self.state.due(now, rules);
                 more = count == DUE_PER_RECORD_MAX && !due.is_empty();
                 if due.is_empty() || more {
                     break;

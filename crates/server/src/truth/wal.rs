@@ -29,7 +29,7 @@ use outlive_supervisor::crash_point;
 
 pub use self::checkpoint::Checkpointer;
 pub use self::recover::{Log, dump, open, verify};
-pub use self::writer::{Batch, Draft, Durable, SubmitError, Wal, abort};
+pub use self::writer::{Batch, Draft, Durable, NextSegment, SubmitError, Wal, abort};
 use super::disk::Disk;
 
 /// Where the write-ahead log lives and what it is made with.

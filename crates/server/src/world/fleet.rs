@@ -122,7 +122,15 @@ impl Fleet {
         if paths.scratch().exists() {
             files::trash(&paths.scratch(), &paths.trash()).map_err(std::io::Error::other)?;
         }
-        make_private_dir(&paths.scratch())
+        self.make_scratch()
+    }
+
+    /// Makes room for questions if there is none.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn make_scratch(&self) -> std::io::Result<()> {
+        make_private_dir(&self.0.surroundings.paths.scratch())
     }
 
     /// Goes on with deletions that an earlier server died over: what stands in the trash is deleted already, only not yet gone.

@@ -50,6 +50,8 @@ pub struct Surroundings {
     pub heartbeat_ms: u64,
     /// Between TERM and KILL.
     pub grace_ms: u64,
+    /// Free space below which agents are frozen, or its part of a small disk; 0: never.
+    pub freeze_free_bytes: u64,
     /// How long a supervisor may hold its lock past deadline and grace.
     pub hung_margin: std::time::Duration,
     /// Programs of engines that are not in `PATH`.
@@ -65,6 +67,8 @@ impl Surroundings {
     pub fn prepare(&self, work: &Work, state: &State) -> Result<PathBuf, LaunchError> {
         let dir = self.paths.keep(work);
         if dir.join(file::SPEC).exists() {
+            // Whoever wrote it may have died before its name, or a name above it, was durable.
+            self.sync_upwards(&dir.join(file::SPEC))?;
             return Ok(dir);
         }
         make_private_dir(&dir).map_err(on(&dir))?;
@@ -215,6 +219,13 @@ impl Surroundings {
         })
     }
 
+    /// When a tree on the data directory's disk is to be frozen.
+    fn freeze_below(&self) -> u64 {
+        let part = |space: outlive_supervisor::Space| space.total_bytes / limits::FREEZE_FREE_PART;
+        let part = outlive_supervisor::space(self.paths.root()).map_or(u64::MAX, part);
+        self.freeze_free_bytes.min(part)
+    }
+
     /// What all specs have in common.
     fn spec(&self) -> Spec {
         Spec {
@@ -237,6 +248,7 @@ impl Surroundings {
             output_bytes_max: None,
             memory_bytes_max: None,
             pids_max: None,
+            freeze_below_bytes: self.freeze_below(),
             cgroup: String::new(),
         }
     }

@@ -8,12 +8,18 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
 use crate::world::files::FileError;
 use crate::world::source;
 use crate::world::workspace::{self, Made};
+
+/// Between two tries while the disk is full: doubles from the first to the longest.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// See [`FIRST_WAIT`].
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Work that the server gives to itself.
 #[derive(Debug, Parser)]
@@ -58,7 +64,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match perform(verb).and_then(|made| answer(&made)) {
+    match patiently(|| perform(&verb)).and_then(|made| answer(&made)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             writeln!(std::io::stderr(), "{}", one_line(&*e)).ok();
@@ -67,14 +73,41 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn perform(verb: Verb) -> Result<Made, Box<dyn Error>> {
+/// Tries until it is not for want of space that it fails: what was accepted is not given up for a full disk. What was made until
+/// then is gone again, so that others have the space.
+fn patiently(work: impl Fn() -> Result<Made, Box<dyn Error>>) -> Result<Made, Box<dyn Error>> {
+    let mut wait = FIRST_WAIT;
+    loop {
+        match work() {
+            Err(error) if is_for_want_of_space(&*error) => {
+                writeln!(std::io::stderr(), "waits for space: {}", one_line(&*error)).ok();
+                pause(wait);
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// In the system's words, which git passes on.
+fn is_for_want_of_space(error: &dyn Error) -> bool {
+    let text = one_line(error);
+    ["No space left on device", "Disk quota exceeded"].iter().any(|words| text.contains(words))
+}
+
+#[expect(clippy::disallowed_methods, reason = "nobody tells when a disk has room again")]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+fn perform(verb: &Verb) -> Result<Made, Box<dyn Error>> {
     Ok(match verb {
         Verb::Clone { source, dest, branch, trash } => {
-            let source = source::parse_source(&source)?;
-            workspace::make_source_copy(&source, &dest, branch.as_deref(), &trash)?
+            let source = source::parse_source(source)?;
+            workspace::make_source_copy(&source, dest, branch.as_deref(), trash)?
         }
         Verb::Copy { source, dest, branch, trash } => {
-            workspace::make_workspace(&source, &dest, &branch, &trash)?
+            workspace::make_workspace(source, dest, branch, trash)?
         }
     })
 }

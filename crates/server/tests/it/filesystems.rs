@@ -1,55 +1,10 @@
 //! The story on file systems that can share blocks, where this machine lets us make them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use crate::crashes::tell;
+use crate::mount::{Kind, Mount};
 use crate::rig::Rig;
-
-/// A file system in a file, mounted until it is dropped.
-struct Mount {
-    dir: tempfile::TempDir,
-}
-
-impl Mount {
-    /// `None`, told loudly, where it cannot be had.
-    fn new(kind: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().expect("a directory");
-        let image = dir.path().join("image");
-        let file = fs::File::create(&image).expect("a file");
-        file.set_len(400 << 20).expect("a sparse file");
-        let made = run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
-        let place = dir.path().join("fs");
-        fs::create_dir(&place).expect("a directory");
-        let mounted = made
-            .and_then(|()| run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&place)));
-        if let Err(why) = mounted {
-            tell(&format!("NOT COVERED: a loop mount of {kind}: {why}"));
-            return None;
-        }
-        Some(Self { dir })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("fs")
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if let Err(why) = run(Command::new("umount").arg(self.path())) {
-            tell(&format!("left mounted: {}: {why}", self.path().display()));
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output =
-        command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    output.status.success().then_some(()).ok_or(complaint)
-}
 
 fn outlive_on(place: &Path) {
     let mut rig = Rig::below(place);
@@ -76,14 +31,14 @@ fn outlive_on(place: &Path) {
 
 #[test]
 fn on_btrfs_a_job_outlives_its_server_in_a_workspace_that_shares_its_blocks() {
-    if let Some(mount) = Mount::new("btrfs") {
-        outlive_on(&mount.path());
+    if let Some(mount) = Mount::of(Kind::Btrfs, 400) {
+        outlive_on(mount.path());
     }
 }
 
 #[test]
 fn on_xfs_a_job_outlives_its_server_in_a_workspace_that_shares_its_blocks() {
-    if let Some(mount) = Mount::new("xfs") {
-        outlive_on(&mount.path());
+    if let Some(mount) = Mount::of(Kind::Xfs, 400) {
+        outlive_on(mount.path());
     }
 }

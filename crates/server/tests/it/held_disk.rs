@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use outlive::face::client::Reply;
+use outlive_core::spec::Reading;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
@@ -108,7 +109,8 @@ fn a_cancel_that_is_not_on_disk_is_not_carried_out() {
     let asked = std::thread::spawn(move || client.post(&path, &json!({})));
     let jobs = wait_held(&rig, &watch, point);
     assert_eq!(jobs["jobs"][0]["phase"], "running", "{jobs}");
-    assert!(!rig.keep(&id, 1).join("stop.json").exists(), "passed on too early");
+    let stop = outlive_supervisor::read_stop(&rig.keep(&id, 1));
+    assert_eq!(stop, Reading::Absent, "passed on too early");
     assert!(!asked.is_finished(), "answered too early");
     go_on(&mut rig);
     asked.join().expect("no panic").expect_err("nobody answered");

@@ -6,8 +6,10 @@ mod crashes;
 mod engine_claude;
 mod fake_model;
 mod filesystems;
+mod fulldisk;
 mod held_disk;
 mod many;
+mod mount;
 mod reboot;
 mod rig;
 #[path = "../common/source.rs"]

@@ -22,6 +22,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// A data directory with the server that may be running on it.
 pub(crate) struct Rig {
     dir: tempfile::TempDir,
+    data: PathBuf,
     server: Option<Server>,
     env: BTreeMap<String, String>,
     wrapper: Vec<String>,
@@ -47,8 +48,16 @@ impl Rig {
         Self::within(dir.expect("a directory"))
     }
 
+    /// The data directory alone lies below another one; what belongs to the test does not.
+    pub(crate) fn with_data_below(place: &Path) -> Self {
+        let mut rig = Self::new();
+        rig.data = place.join("data");
+        rig
+    }
+
     fn within(dir: tempfile::TempDir) -> Self {
         let mut rig = Self {
+            data: dir.path().join("data"),
             dir,
             server: None,
             env: BTreeMap::new(),
@@ -88,7 +97,7 @@ impl Rig {
 
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
-        self.path("data")
+        self.data.clone()
     }
 
     /// The program under test, ready for arguments.
@@ -379,7 +388,8 @@ impl Drop for Rig {
         }
         // Agents outlive their server; in a test they must not outlive the test.
         let keepers = keepers_below(self.dir.path());
-        for pid in keepers.into_iter().chain(self.marked()) {
+        let keepers = keepers.into_iter().chain(keepers_below(&self.data));
+        for pid in keepers.chain(self.marked()) {
             drop(
                 Command::new("kill")
                     .args(["-KILL", &pid.to_string()])

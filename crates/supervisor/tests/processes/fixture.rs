@@ -111,6 +111,7 @@ impl Keep {
             output_bytes_max: None,
             memory_bytes_max: None,
             pids_max: None,
+            freeze_below_bytes: 0,
             cgroup: name,
         };
         Self { dir, spec, user, holder: None }
@@ -236,7 +237,7 @@ impl Keep {
         let request = StopRequest { version: VERSION, cause, grace_ms };
         outlive_supervisor::write_stop(&self.dir, &request).expect("written");
         if self.user == User::Nobody {
-            chown(self.path("stop.json"), Some(NOBODY), Some(NOBODY)).expect("chown");
+            chown(self.path("stop"), Some(NOBODY), Some(NOBODY)).expect("chown");
         }
     }
 

@@ -186,7 +186,11 @@ fn agent(job: &Value) -> String {
     } else {
         format!("heartbeat {class}{}", age.unwrap_or_default())
     };
-    joined(&[at(job, "/evidence/agent"), &pid.unwrap_or_default(), &beat], ", ")
+    let frozen = match at(job, "/frozen/reason") {
+        "" => String::new(),
+        reason => format!("FROZEN: {reason}"),
+    };
+    joined(&[at(job, "/evidence/agent"), &pid.unwrap_or_default(), &beat, &frozen], ", ")
 }
 
 fn output(job: &Value) -> String {

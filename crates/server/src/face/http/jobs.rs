@@ -31,9 +31,9 @@ pub(super) async fn submit(
     let raw: submission::Raw = read(&headers, &body, submission::FIELDS)?;
     let submission = raw.parse(key, OWNER)?;
     // A key that is known gets its job even on a full disk: nothing is accepted for it.
-    let known = submission.idempotency.is_some();
-    if let (Some(missing), false) = ((app.disk_full)(), known) {
-        return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", missing));
+    let key = submission.idempotency.as_ref();
+    if !key.is_some_and(|it| app.handle.view().knows_key(OWNER, &it.key)) {
+        app.need_room()?;
     }
     let answer = app.handle.ask(Request::Submit(Box::new(submission))).await?;
     let granted = answer.map_err(|refusal| with_nearest_repo(&app, refusal))?;
@@ -187,6 +187,7 @@ pub(super) async fn retry(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let id = app.find(&id)?.id.clone();
+    app.need_room()?;
     let session = crate::random::session_id();
     ask_and_show(&app, id.clone(), Request::Retry { job: id, session }).await
 }
@@ -207,6 +208,7 @@ pub(super) async fn resume(
     let unknown = || Problem::broken("the job's engine is not known to this version");
     let engine = outlive_core::engine::find(&job.task.engine).ok_or_else(unknown)?;
     let prompt = submission::parse_prompt(asked.prompt, engine)?;
+    app.need_room()?;
     let id = job.id.clone();
     ask_and_show(&app, id.clone(), Request::Resume { job: id, prompt }).await
 }

@@ -50,6 +50,7 @@ pub(super) async fn add(
     if asked.branch.as_deref().is_some_and(bad_branch) {
         return Err(Problem::bad("bad_field", "`branch` is no branch name"));
     }
+    app.need_room()?;
     let (source, branch, owner) = (asked.source, asked.branch, OWNER.to_string());
     app.ask(Request::AddRepo { name: name.clone(), owner, source, branch }).await?;
     let state = app.handle.view();

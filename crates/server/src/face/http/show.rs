@@ -5,7 +5,7 @@ use std::sync::Arc;
 use outlive_core::evidence::Seen;
 use outlive_core::job::{Action, Attempt, Job, Outcome, Phase, WaitReason};
 use outlive_core::repo::{Repo, RepoPhase};
-use outlive_core::spec::Reading;
+use outlive_core::spec::{Freeze, Reading};
 use outlive_core::state::State;
 use outlive_core::time::Timestamp;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths) -> Value {
         "resources": last.map(|end| json!({
             "cpu_s": seconds(end.cpu_ms), "peak_memory_bytes": end.peak_memory_bytes,
         })),
-        "heartbeat": live.heartbeat, "evidence": live.evidence,
+        "heartbeat": live.heartbeat, "evidence": live.evidence, "frozen": live.frozen,
         "output_bytes": output_bytes(job, paths), "output_truncated": truncated(job, paths),
         "workspace": session.and_then(|session| session.workspace.as_ref()).map(|made| json!({
             "path": paths.workspace(&job.id, job.sessions.len().saturating_sub(1)),
@@ -151,11 +151,12 @@ fn ended_at(job: &Job) -> Option<String> {
 struct Live {
     heartbeat: Value,
     evidence: Value,
+    frozen: Value,
 }
 
 /// What can be seen of the attempt that is, or may be, alive.
 fn live_attempt(job: &Job, paths: &Paths) -> Live {
-    let none = Live { heartbeat: Value::Null, evidence: Value::Null };
+    let none = Live { heartbeat: Value::Null, evidence: Value::Null, frozen: Value::Null };
     let Some(work) = job.phase.work(&job.id) else { return none };
     let Ok(here) = outlive_supervisor::Here::observe() else { return none };
     let dir = paths.keep(&work);
@@ -180,7 +181,19 @@ fn live_attempt(job: &Job, paths: &Paths) -> Live {
         "cgroups": started.map(|started| &started.cgroups),
         "survivors": evidence.survivors,
     });
-    Live { heartbeat, evidence }
+    let freeze = outlive_supervisor::read_freeze(&dir);
+    let frozen = freeze.valid().map_or(Value::Null, frozen);
+    Live { heartbeat, evidence, frozen }
+}
+
+/// That it stands still because its disk is nearly full.
+fn frozen(freeze: &Freeze) -> Value {
+    if freeze.since_boot_ms.is_none() {
+        return Value::Null;
+    }
+    let (free, thaw) = (freeze.free_bytes, freeze.thaw_bytes);
+    let reason = format!("its disk had {free} bytes free; it goes on when {thaw} are free");
+    json!({ "since": rfc3339(freeze.at), "reason": reason })
 }
 
 /// The class of a heartbeat. A clock alone decides nothing; this is for people and dashboards.

@@ -16,7 +16,7 @@ use outlive_core::record::{
 
 use super::checkpoint::Checkpointer;
 use super::recover::{Log, Shared};
-use super::segment::{HEADER, Segment};
+use super::segment::{HEADER, Segment, Spare};
 use super::{WalError, crash_point, io_at};
 
 /// What a disk writes whole or not at all.
@@ -122,21 +122,25 @@ impl<T: Send + 'static> Wal<T> {
         Lsn(self.shared.durable.load(Ordering::Acquire))
     }
 
-    /// Is there room to go on? False once the next segment could not be made: then new work must be refused (507).
-    ///
-    /// While it is being made, the segment in use has room yet: it is ordered when that one begins.
-    pub fn next_segment_ready(&self) -> bool {
-        self.next_segment_problem().is_none()
+    /// A look at the next segment, which is made ahead of need.
+    pub fn next_segment(&self) -> NextSegment {
+        NextSegment(Arc::clone(&self.shared.spare))
+    }
+}
+
+/// The segment after the one in use. While it is being made, that one has room yet: it is ordered when that one begins.
+#[derive(Debug, Clone)]
+pub struct NextSegment(Arc<Spare>);
+
+impl NextSegment {
+    /// Why it could not be made: then new work must be refused (507).
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem()
     }
 
-    /// Why the next segment could not be made, for the refusal.
-    pub fn next_segment_problem(&self) -> Option<String> {
-        self.shared.spare.problem()
-    }
-
-    /// Tries again to make the next segment, if that failed; to be called when space may have come back.
-    pub fn retry_next_segment(&self) {
-        self.shared.spare.retry();
+    /// Tries again to make it, if that failed; to be called when space may have come back.
+    pub fn retry(&self) {
+        self.0.retry();
     }
 }
 
