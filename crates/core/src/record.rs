@@ -16,7 +16,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FILE_HEADER_BYTES: usize = 512;
 /// Every frame starts at a multiple of this.
 pub const FRAME_ALIGN: usize = 8;
-/// Length of the shortest frame: a mark.
+/// Length of the shortest frame: a mark or a seal.
 pub const FRAME_BYTES_MIN: usize = 48;
 /// A frame's first bytes. 0xFF occurs in no UTF-8 text, so no JSON body can look like a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"\xFFOWL";
@@ -141,6 +141,8 @@ pub enum FrameKind {
     Entry,
     /// The end of a checkpoint.
     End,
+    /// What recovery leaves in place of a torn group: a note, never overwritten, of what was known durable by then.
+    Seal,
 }
 
 impl FrameKind {
@@ -150,6 +152,7 @@ impl FrameKind {
             2 => Some(Self::Mark),
             3 => Some(Self::Entry),
             4 => Some(Self::End),
+            5 => Some(Self::Seal),
             _ => None,
         }
     }
@@ -160,6 +163,7 @@ impl FrameKind {
             Self::Mark => 2,
             Self::Entry => 3,
             Self::End => 4,
+            Self::Seal => 5,
         }
     }
 }

@@ -46,7 +46,7 @@ use Variant::{
 /// The variants in which a point is tried, the first of which must reach it.
 fn variants(point: &str) -> &'static [Variant] {
     match point {
-        "wal.cut" => &[Torn],
+        "wal.seal" | "wal.cut" | "wal.cut_before_sync" => &[Torn],
         "wal.rewrite" | "wal.mend_before_sync" => &[Doubtful, Torn],
         "wal.rotate" => &[Rotate],
         _ if point.starts_with("wal.checkpoint") => &[Checkpoint],

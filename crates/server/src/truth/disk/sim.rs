@@ -18,9 +18,19 @@ const SECTOR: usize = 512;
 pub enum Fault {
     /// The machine or process stops in the middle of the call; nothing works from then on.
     Crash,
+    /// The same, told apart from it.
+    PowerCut,
+    /// It stops before the call does anything.
+    CrashBefore,
+    /// It stops when the call has done all it should, but has not said so.
+    CrashAfter,
     /// The call fails; a failed sync loses the data for good.
     Eio,
-    /// The call fails; of a write, half is done.
+    /// The call fails; of what a failed sync should have written a part is on disk, the rest is lost for good.
+    EioInPart(u64),
+    /// This call and every later one fails.
+    EioForEver,
+    /// The call fails; of a write, half is done, in whole sectors.
     Enospc,
     /// A write does only half and says so.
     Short,
@@ -41,6 +51,8 @@ pub enum Keep {
     Prefix(usize),
     /// Each by the toss of a coin.
     Subset(u64),
+    /// Every sector at some moment of its own, and names by the toss of a coin: written back in any order.
+    Reordered(u64),
 }
 
 #[derive(Debug, Clone)]
@@ -54,7 +66,8 @@ enum Change {
 
 #[derive(Debug, Clone, Default)]
 struct Image {
-    files: Vec<Vec<u8>>,
+    /// Shared until written to, for images are copied often.
+    files: Vec<Arc<Vec<u8>>>,
     names: BTreeMap<PathBuf, usize>,
     dirs: BTreeSet<PathBuf>,
 }
@@ -63,7 +76,7 @@ impl Image {
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Bytes { file, offset, bytes } => {
-                let contents = &mut self.files[*file];
+                let contents = Arc::make_mut(&mut self.files[*file]);
                 let end = offset + bytes.len();
                 if contents.len() < end {
                     contents.resize(end, 0);
@@ -97,8 +110,12 @@ struct World {
     shown: Image,
     pending: Vec<Change>,
     calls: u64,
-    fault: Option<(u64, Fault)>,
+    faults: Vec<(u64, Fault)>,
+    /// The last fault that came.
+    came: Option<Fault>,
     crashed: bool,
+    /// Sectors that cannot be read and take no writes.
+    bad: BTreeSet<(usize, usize)>,
 }
 
 /// The disk; clones are the same disk.
@@ -134,7 +151,7 @@ impl SimDisk {
 
     /// Lets the call number `at` (counted from 0, those that change something) go wrong.
     pub fn fail_at(&self, at: u64, fault: Fault) {
-        self.world().fault = Some((at, fault));
+        self.world().faults.push((at, fault));
     }
 
     /// How many calls that change something there were.
@@ -142,9 +159,14 @@ impl SimDisk {
         self.world().calls
     }
 
-    /// Whether the planned crash came.
+    /// Whether a planned crash came.
     pub fn has_crashed(&self) -> bool {
         self.world().crashed
+    }
+
+    /// The last planned fault that came.
+    pub fn came(&self) -> Option<Fault> {
+        self.world().came
     }
 
     /// How many unsynced changes there are to keep or lose.
@@ -156,34 +178,27 @@ impl SimDisk {
     #[must_use]
     pub fn after(&self, keep: Keep) -> Self {
         let mut world = self.world().clone();
-        (world.calls, world.fault, world.crashed) = (0, None, false);
-        if keep != Keep::Process {
-            let pending = std::mem::take(&mut world.pending);
-            let mut image = world.durable.clone();
-            for (i, change) in pending.iter().enumerate() {
-                let kept = match keep {
-                    Keep::Process | Keep::All => true,
-                    Keep::Nothing => false,
-                    Keep::Prefix(n) => i < n,
-                    Keep::Subset(seed) => scramble(seed ^ (i as u64) << 32) & 1 == 1,
-                };
-                if kept {
-                    image.apply(change);
-                }
-            }
-            // A directory that is gone takes its files along.
-            let Image { names, dirs, .. } = &mut image;
-            names.retain(|path, _| path.parent().is_some_and(|dir| dirs.contains(dir)));
-            world.durable = image.clone();
-            world.shown = image;
-        }
+        world.lose(keep);
+        (world.calls, world.faults, world.came) = (0, Vec::new(), None);
         Self(Arc::new(Mutex::new(world)))
+    }
+
+    /// Goes on from what is left, with the plans and counts that there are.
+    pub fn restart(&self, keep: Keep) {
+        self.world().lose(keep);
+    }
+
+    /// Makes a file's sector unreadable and unwritable.
+    pub fn spoil(&self, path: &Path, sector: usize) {
+        let mut world = self.world();
+        let file = world.shown.names[path];
+        world.bad.insert((file, sector));
     }
 
     /// A file's bytes as they are read.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let world = self.world();
-        Some(world.shown.files[*world.shown.names.get(path)?].clone())
+        Some(Vec::clone(&world.shown.files[*world.shown.names.get(path)?]))
     }
 
     /// Puts bytes there, durably.
@@ -193,7 +208,7 @@ impl SimDisk {
         for image in [0, 1] {
             let world = &mut *world;
             let image = if image == 0 { &mut world.durable } else { &mut world.shown };
-            image.files.push(bytes.to_vec());
+            image.files.push(Arc::new(bytes.to_vec()));
             image.names.insert(path.to_owned(), file);
             image.dirs.extend(path.parent().map(Path::to_owned));
         }
@@ -206,6 +221,40 @@ impl SimDisk {
 }
 
 impl World {
+    fn lose(&mut self, keep: Keep) {
+        self.crashed = false;
+        if keep == Keep::Process {
+            return;
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let mut image = self.durable.clone();
+        for (i, change) in pending.iter().enumerate() {
+            let coin = |seed: u64| scramble(seed ^ (i as u64) << 32) & 1 == 1;
+            let kept = match keep {
+                Keep::Process | Keep::All => true,
+                Keep::Nothing => false,
+                Keep::Prefix(n) => i < n,
+                Keep::Subset(seed) => coin(seed),
+                Keep::Reordered(seed) => match change {
+                    Change::Bytes { file, offset, .. } => {
+                        let sector = (*file as u64) << 32 | (*offset / SECTOR) as u64;
+                        let until = scramble(seed ^ scramble(sector)) % (pending.len() as u64 + 1);
+                        (i as u64) < until
+                    }
+                    _ => coin(seed),
+                },
+            };
+            if kept {
+                image.apply(change);
+            }
+        }
+        // A directory that is gone takes its files along.
+        let Image { names, dirs, .. } = &mut image;
+        names.retain(|path, _| path.parent().is_some_and(|dir| dirs.contains(dir)));
+        self.durable = image.clone();
+        self.shown = image;
+    }
+
     fn alive(&self) -> io::Result<()> {
         if self.crashed { Err(dead()) } else { Ok(()) }
     }
@@ -215,7 +264,15 @@ impl World {
         self.alive()?;
         let now = self.calls;
         self.calls += 1;
-        Ok(self.fault.filter(|(at, _)| *at == now).map(|(_, fault)| fault))
+        let due =
+            |(at, fault): &&(u64, Fault)| *at == now || (*fault == Fault::EioForEver && *at < now);
+        let fault = self.faults.iter().find(due).map(|(_, fault)| *fault);
+        self.came = fault.or(self.came);
+        if fault == Some(Fault::CrashBefore) {
+            self.crashed = true;
+            return Err(dead());
+        }
+        Ok(fault)
     }
 
     fn change(&mut self, change: Change) {
@@ -226,12 +283,12 @@ impl World {
     /// A call that changes names.
     fn name_call(&mut self, change: Change) -> io::Result<()> {
         match self.call()? {
-            Some(Fault::Crash) => {
+            Some(Fault::Crash | Fault::PowerCut | Fault::CrashBefore | Fault::CrashAfter) => {
                 self.change(change);
                 self.crashed = true;
                 Err(dead())
             }
-            Some(Fault::Eio) => Err(eio()),
+            Some(Fault::Eio | Fault::EioInPart(_) | Fault::EioForEver) => Err(eio()),
             Some(Fault::Enospc) => Err(io::ErrorKind::StorageFull.into()),
             Some(Fault::Short | Fault::Interrupted) | None => {
                 self.change(change);
@@ -252,22 +309,43 @@ impl World {
     /// A sync of those changes that `mine` names; `forgets`: what a failed one should have written is lost.
     fn sync(&mut self, forgets: bool, mine: impl Fn(&Change) -> bool) -> io::Result<()> {
         let fault = self.call()?;
-        if fault == Some(Fault::Crash) {
+        if matches!(fault, Some(Fault::Crash | Fault::PowerCut)) {
             self.crashed = true;
             return Err(dead());
         }
-        let failed = matches!(fault, Some(Fault::Eio | Fault::Enospc));
-        if failed && !forgets {
+        let planned = match fault {
+            Some(Fault::Eio | Fault::EioForEver | Fault::Enospc) => Some(None),
+            Some(Fault::EioInPart(seed)) => Some(Some(seed)),
+            _ => None,
+        };
+        let refused = |change: &Change| match change {
+            Change::Bytes { file, offset, .. } => self.bad.contains(&(*file, offset / SECTOR)),
+            _ => false,
+        };
+        let refuses = self.pending.iter().any(|change| mine(change) && refused(change));
+        let failed = planned.or(refuses.then_some(None));
+        if failed.is_some() && !forgets {
             return Err(eio());
         }
         let pending = std::mem::take(&mut self.pending);
         let (done, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(mine);
         self.pending = rest;
-        if failed {
+        for (i, change) in (0u64..).zip(&done) {
+            let kept = match failed {
+                None => true,
+                Some(None) => false,
+                Some(Some(seed)) => scramble(seed ^ i << 32) & 1 == 1,
+            };
+            if kept {
+                self.durable.apply(change);
+            }
+        }
+        if failed.is_some() {
             return Err(eio());
         }
-        for change in &done {
-            self.durable.apply(change);
+        if fault == Some(Fault::CrashAfter) {
+            self.crashed = true;
+            return Err(dead());
         }
         Ok(())
     }
@@ -309,8 +387,8 @@ impl Disk for SimDisk {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let file = world.shown.files.len();
-        world.shown.files.push(Vec::new());
-        world.durable.files.push(Vec::new());
+        world.shown.files.push(Arc::default());
+        world.durable.files.push(Arc::default());
         world.name_call(Change::Add { path: path.to_owned(), file })?;
         Ok(Box::new(SimFile { disk: self.clone(), file }))
     }
@@ -352,6 +430,11 @@ impl DiskFile for SimFile {
         let world = self.disk.world();
         world.alive()?;
         let contents = &world.shown.files[self.file];
+        let sectors = usize::try_from(offset).unwrap() / SECTOR
+            ..=(usize::try_from(offset).unwrap() + buf.len().max(1) - 1) / SECTOR;
+        if sectors.into_iter().any(|sector| world.bad.contains(&(self.file, sector))) {
+            return Err(eio());
+        }
         let start = usize::try_from(offset).unwrap().min(contents.len());
         let n = buf.len().min(contents.len() - start);
         buf[..n].copy_from_slice(&contents[start..start + n]);
@@ -363,14 +446,17 @@ impl DiskFile for SimFile {
         let offset = usize::try_from(offset).unwrap();
         let half = bytes.get(..bytes.len().div_ceil(2)).unwrap_or_default();
         match world.call()? {
-            Some(Fault::Crash) => {
+            Some(Fault::Crash | Fault::PowerCut | Fault::CrashBefore | Fault::CrashAfter) => {
                 world.write(self.file, bytes, offset);
                 world.crashed = true;
                 Err(dead())
             }
-            Some(Fault::Eio) => Err(eio()),
+            Some(Fault::Eio | Fault::EioInPart(_) | Fault::EioForEver) => Err(eio()),
             Some(Fault::Enospc) => {
-                world.write(self.file, half, offset);
+                // Never a part of a sector, as everywhere here.
+                let end = (offset + half.len()) / SECTOR * SECTOR;
+                let whole = half.get(..end.saturating_sub(offset)).unwrap_or_default();
+                world.write(self.file, whole, offset);
                 Err(io::ErrorKind::StorageFull.into())
             }
             Some(Fault::Short) => {

@@ -74,7 +74,7 @@ pub(super) fn load(config: &Config, lsn: Lsn) -> Result<Loaded, WalError> {
     let accept = |h: &Header, _: After| match h.kind {
         FrameKind::Entry => h.lsn <= lsn && entity_of(h).is_some(),
         FrameKind::End => h.lsn == lsn,
-        FrameKind::Record | FrameKind::Mark => false,
+        FrameKind::Record | FrameKind::Mark | FrameKind::Seal => false,
     };
     let mut after = After::default();
     let pieces = window.pieces(header.nonce, &mut after, accept, |_| true)?;

@@ -8,13 +8,11 @@ use std::path::PathBuf;
 
 use outlive_core::ids::Lsn;
 use outlive_core::limits::DAMAGE_LISTED_MAX;
-use outlive_core::record::{
-    EntityKey, FRAME_ALIGN, FRAME_BYTES_MIN, Flaw, FrameKind, Header, Record,
-};
+use outlive_core::record::{EntityKey, FRAME_BYTES_MIN, Flaw, FrameKind, Header, Record};
 
 use super::checkpoint::Loaded;
 use super::reader::{Found, Piece, Span};
-use super::segment::HEADER;
+use super::segment::{HEADER, NOTE, place_of_note};
 use super::{Damage, Report};
 
 /// A place: which of the segments, and where in it.
@@ -36,7 +34,9 @@ pub(super) struct Judgement {
     pub(super) chain: u32,
     /// What was never acknowledged: a torn group.
     pub(super) cut: Vec<(usize, Span)>,
-    /// What has to be zeroed: that, and every place where a record torn earlier could come back.
+    /// Where a seal has to be, durable before anything is zeroed.
+    pub(super) seals: Vec<Place>,
+    /// What has to be zeroed: the torn group, and where an earlier try to do so may have failed.
     pub(super) blank: Vec<(usize, Span)>,
     /// Records that have to be written again.
     pub(super) doubtful: Vec<(usize, Span)>,
@@ -132,36 +132,80 @@ fn known_durable(segments: &[Found], at_least: Lsn) -> (Lsn, Lsn) {
     (synced, last)
 }
 
-/// What follows the tail and is no mark was never acknowledged.
+/// What follows the tail and is neither seal nor mark was never acknowledged.
+///
+/// It may hold the only proof (`synced_through`) that damage before it is damage to what was acknowledged. So it is zeroed only
+/// behind a seal that says the same, and the next record goes behind that.
 fn find_cut(segments: &[Found], out: &mut Judgement) {
     let Some((tail, position)) = out.tail else { return };
-    let mut blank = Vec::new();
     for (index, segment) in segments.iter().enumerate().skip(tail) {
-        let from = if index == tail { position } else { HEADER };
-        let after = || segment.pieces.iter().filter(|piece| piece.span().start >= from);
-        let is_mark = |piece: &Piece| match piece {
-            Piece::Frame { header, .. } => header.kind == FrameKind::Mark && header.lsn <= out.last,
-            Piece::Hole { .. } => false,
-        };
         if segment.nonce.is_none() {
             continue;
         }
+        let from = if index == tail { position } else { HEADER };
+        let end = End::of(segment, from, out.last);
         if index == tail {
-            let first = after().next();
-            out.marked = first.is_some_and(|piece| is_mark(piece) && piece.span().start == from);
+            (out.tail, out.marked) = (Some((index, end.open)), end.marked);
         }
-        let end = after().map(|piece| piece.span().end).max().unwrap_or(from);
-        if !after().all(is_mark) {
-            out.cut.push((index, Span { start: from, end }));
+        if end.torn {
+            out.cut.push((index, Span { start: end.open, end: end.dirty }));
         }
-        // Without its magic no frame begins here. Zeros that are shown need not be on disk either: an earlier cut may have failed.
-        let end = end.max(from + FRAME_ALIGN as u64).min(segment.room);
-        blank.push((index, Span { start: from, end }));
+        if end.torn || (end.sealed && !end.marked) {
+            let seal = place_of_note(from);
+            let behind = seal + NOTE;
+            out.marked = false;
+            if behind > segment.room {
+                // No frame fits there, so there is no proof to keep.
+                out.blank.push((index, Span { start: from, end: end.dirty }));
+                continue;
+            }
+            out.seals.push((index, seal));
+            out.blank.push((index, Span { start: from, end: seal }));
+            out.blank.push((index, Span { start: behind, end: end.dirty.max(behind) }));
+            out.tail = Some((index, behind));
+        }
     }
-    // A mark was written after a sync succeeded: then what follows it is on disk as it is shown.
-    out.marked &= out.cut.is_empty();
-    if !out.marked {
-        out.blank = blank;
+}
+
+/// The end of a segment in which no record follows any more.
+struct End {
+    /// The seal of an earlier recovery is there.
+    sealed: bool,
+    /// Behind that, or else behind the last record.
+    open: u64,
+    /// There is more than a mark.
+    torn: bool,
+    /// A mark was written after a sync succeeded: then all before it is durable, and what follows it is on disk as it is shown.
+    marked: bool,
+    /// Where that which has to be zeroed ends.
+    dirty: u64,
+}
+
+impl End {
+    fn of(segment: &Found, from: u64, last: Lsn) -> Self {
+        let after: Vec<&Piece> = segment.pieces.iter().filter(|p| p.span().start >= from).collect();
+        let is = |piece: &&Piece, wanted: FrameKind, at: u64| match piece {
+            Piece::Frame { header, span, .. } => header.kind == wanted && span.start == at,
+            Piece::Hole { .. } => false,
+        };
+        let seal = place_of_note(from);
+        let sealed = after.first().is_some_and(|piece| is(piece, FrameKind::Seal, seal));
+        let open = if sealed { seal + NOTE } else { from };
+        let (torn, marked) = match after.get(usize::from(sealed)..).unwrap_or_default() {
+            [] => (false, false),
+            [Piece::Frame { header, span, .. }]
+                if header.kind == FrameKind::Mark && span.start == open =>
+            {
+                (false, header.lsn == last)
+            }
+            _ => (true, false),
+        };
+        let any_seal = after.iter().any(|piece| is(piece, FrameKind::Seal, piece.span().start));
+        // Where there is a seal, something was zeroed. Zeros that are shown need not be on disk: then zeroing failed, and
+        // nothing tells how far it was to go.
+        let dirty =
+            if any_seal { segment.room } else { after.last().map_or(open, |p| p.span().end) };
+        Self { sealed, open, torn, marked, dirty }
     }
 }
 
@@ -222,9 +266,9 @@ impl Walk<'_> {
             }
             Piece::Frame { span, header, body } => (*span, header, body),
         };
-        if header.kind == FrameKind::Mark {
-            if header.lsn >= self.expected {
-                self.lost(Lsn(header.lsn.0), (index, span.start));
+        if header.kind != FrameKind::Record {
+            if header.synced_through >= self.expected {
+                self.lost(header.synced_through, (index, span.start));
                 self.out.tail = Some((index, span.start));
             }
             return true;

@@ -11,7 +11,7 @@ use outlive_core::record::{
     decode_at,
 };
 
-use super::segment::{HEADER, Segment};
+use super::segment::{HEADER, NOTE, Segment, place_of_note};
 use super::{Config, WalError, io_at};
 use crate::truth::disk::{DiskFile, ZEROS};
 
@@ -145,6 +145,15 @@ impl Window {
         Ok(None)
     }
 
+    /// Recovery left zeros before a seal, to keep that within one sector.
+    fn is_seal_after_zeros(&mut self, pos: u64, seal: u64, nonce: u64) -> Result<bool, WalError> {
+        let gap = self.at(pos, usize::try_from(seal - pos).unwrap_or(0))?;
+        let zeros = gap.iter().all(|byte| *byte == 0);
+        let found = self.decode(seal, nonce)?;
+        Ok(zeros
+            && matches!(found, Decoded::Frame { header, .. } if header.kind == FrameKind::Seal))
+    }
+
     /// Everything from the file's header to the end. `accept` says whether a header may stand where it was found, given what was
     /// accepted before it, which is `after` at first; bodies are kept of those that `wanted` names.
     pub(super) fn pieces(
@@ -176,6 +185,12 @@ impl Window {
                         break;
                     }
                     let next = self.find_header(pos, nonce, accept)?;
+                    if let Some(seal) = next.filter(|seal| *seal == place_of_note(pos))
+                        && self.is_seal_after_zeros(pos, seal, nonce)?
+                    {
+                        pos = seal;
+                        continue;
+                    }
                     let span = Span { start: pos, end: next.unwrap_or(end) };
                     pieces.push(Piece::Hole { span });
                     let Some(next) = next else { break };
@@ -184,10 +199,11 @@ impl Window {
                 }
             };
             let end = self.end.min(pos + header.frame_len() as u64);
-            // A mark after lost records tells their lsn, but not their checksum.
-            if header.kind == FrameKind::Record || header.lsn > after.lsn {
-                let chain = (header.kind == FrameKind::Record).then_some(header.crc);
-                *after = After { lsn: header.lsn, chain };
+            if header.kind == FrameKind::Record {
+                *after = After { lsn: header.lsn, chain: Some(header.crc) };
+            } else if header.synced_through > after.lsn {
+                // After lost records it tells their lsn, but not their checksum.
+                *after = After { lsn: header.synced_through, chain: None };
             }
             pieces.push(Piece::Frame { span: Span { start: pos, end }, header, body });
             pos = end;
@@ -266,15 +282,26 @@ pub(super) fn open_segment(config: &Config, number: u64, write: bool) -> Result<
         flaws.push((end, "the segment lost its end"));
     }
     let mut window = Window::new(file, &path, end);
-    let first = match nonce.map(|nonce| window.decode(HEADER, nonce)).transpose()? {
-        Some(Decoded::Frame { header, .. } | Decoded::HeaderOnly { header, .. })
-            if header.kind == FrameKind::Record =>
-        {
-            Some(header.lsn)
-        }
-        _ => None,
-    };
+    let first = nonce.map(|nonce| first_lsn(&mut window, nonce)).transpose()?.flatten();
     Ok(Found { number, path, window, nonce, room, flaws, first, pieces: Vec::new() })
+}
+
+/// The first record's lsn, where its header holds; or what the seal tells that stands in its place.
+fn first_lsn(window: &mut Window, nonce: u64) -> Result<Option<Lsn>, WalError> {
+    let mut sealed = None;
+    for place in [HEADER, HEADER + NOTE] {
+        let (Decoded::Frame { header, .. } | Decoded::HeaderOnly { header, .. }) =
+            window.decode(place, nonce)?
+        else {
+            break;
+        };
+        match header.kind {
+            FrameKind::Record => return Ok(Some(header.lsn)),
+            FrameKind::Seal => sealed = Some(header.lsn.next()),
+            FrameKind::Mark | FrameKind::Entry | FrameKind::End => break,
+        }
+    }
+    Ok(sealed)
 }
 
 impl Found {
@@ -292,6 +319,8 @@ impl Found {
                 header.lsn > last.lsn && header.synced_through < header.lsn && !stale
             }
             FrameKind::Mark => header.lsn >= last.lsn && header.synced_through == header.lsn,
+            // What it proves may be older than the record before it.
+            FrameKind::Seal => header.synced_through <= header.lsn,
             FrameKind::Entry | FrameKind::End => false,
         };
         self.pieces = match self.nonce {

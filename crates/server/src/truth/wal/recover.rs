@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outlive_core::ids::Lsn;
-use outlive_core::record::{Header, Record};
+use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, Position, Record, encode};
 
 use super::checkpoint::{self, Checkpointer, Loaded};
 use super::judge::{Judgement, judge, no_lsns, report_damage};
@@ -214,22 +214,13 @@ fn make_dir(config: &Config, dir: &Path) -> Result<(), WalError> {
     config.disk.sync_dir(parent).map_err(io_at("sync", parent))
 }
 
-/// Zeroes the torn group, and writes doubtful records and the end after them again, in place; durable when it returns.
+/// Writes doubtful records again, in place; then zeroes the torn group behind its seal. Durable when it returns.
 fn mend(segments: &[Found], judgement: &Judgement) -> Result<(), WalError> {
     for (index, segment) in segments.iter().enumerate() {
-        let here = |spans: &[(usize, Span)]| -> Vec<Span> {
-            spans.iter().filter(|(i, _)| *i == index).map(|(_, span)| *span).collect()
-        };
-        let (blank, doubtful) = (here(&judgement.blank), here(&judgement.doubtful));
-        if blank.is_empty() && doubtful.is_empty() {
-            continue;
-        }
         let (file, path) = (segment.window.file(), &segment.path);
-        for span in blank {
-            crash_point("wal.cut");
-            file.write_zeros_at(span.start, span.end).map_err(io_at("write", path))?;
-        }
-        for span in doubtful {
+        let doubtful: Vec<Span> = here(&judgement.doubtful, index).collect();
+        let seals: Vec<u64> = here(&judgement.seals, index).collect();
+        for span in &doubtful {
             crash_point("wal.rewrite");
             // I8: what the page cache shows need not be on disk, and only writing it makes the next sync mean something.
             let len = usize::try_from(span.end - span.start).unwrap_or_default();
@@ -238,10 +229,40 @@ fn mend(segments: &[Found], judgement: &Judgement) -> Result<(), WalError> {
             let bytes = bytes.get(..read).unwrap_or_default();
             file.write_all_at(bytes, span.start).map_err(io_at("write", path))?;
         }
-        crash_point("wal.mend_before_sync");
-        file.sync_data().map_err(io_at("sync", path))?;
+        for place in &seals {
+            crash_point("wal.seal");
+            let (lsn, synced_through) = (judgement.last, judgement.synced);
+            let position = Position { lsn, synced_through, chain: 0 };
+            let nonce = segment.nonce.unwrap_or_default();
+            let mut seal = Vec::with_capacity(FRAME_BYTES_MIN);
+            encode(&mut seal, nonce, FrameKind::Seal, position, &[], &[])?;
+            file.write_all_at(&seal, *place).map_err(io_at("write", path))?;
+        }
+        if !doubtful.is_empty() || !seals.is_empty() {
+            crash_point("wal.mend_before_sync");
+            file.sync_data().map_err(io_at("sync", path))?;
+        }
+    }
+    // Only now: until here what is to be zeroed was the proof of what the seals say.
+    for (index, segment) in segments.iter().enumerate() {
+        let (file, path) = (segment.window.file(), &segment.path);
+        let mut zeroed = false;
+        for span in here(&judgement.blank, index).filter(|span| span.start < span.end) {
+            crash_point("wal.cut");
+            file.write_zeros_at(span.start, span.end).map_err(io_at("write", path))?;
+            zeroed = true;
+        }
+        if zeroed {
+            crash_point("wal.cut_before_sync");
+            file.sync_data().map_err(io_at("sync", path))?;
+        }
     }
     Ok(())
+}
+
+/// What of it lies in this segment.
+fn here<T: Copy>(places: &[(usize, T)], index: usize) -> impl Iterator<Item = T> {
+    places.iter().filter(move |(i, _)| *i == index).map(|(_, place)| *place)
 }
 
 type HandedOver =
@@ -390,7 +411,7 @@ pub fn dump(config: &Config, mut each: impl FnMut(Record)) -> Result<(), WalErro
         segment.scan(&mut after, |_| true)?;
         for piece in segment.pieces {
             if let Piece::Frame { header, body: Ok(body), .. } = piece
-                && header.kind == outlive_core::record::FrameKind::Record
+                && header.kind == FrameKind::Record
             {
                 each(header.into_record(body));
             }

@@ -6,13 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use outlive_core::file_header::{FileHeader, FileKind};
-use outlive_core::record::FILE_HEADER_BYTES;
+use outlive_core::record::{FILE_HEADER_BYTES, FRAME_BYTES_MIN};
 
 use super::{Config, WalError, crash_point, io_at};
 use crate::truth::disk::DiskFile;
 
 /// Where frames begin, and how much the header's copy takes at the end.
 pub(super) const HEADER: u64 = FILE_HEADER_BYTES as u64;
+
+/// What a disk writes whole or not at all.
+const SECTOR: u64 = 512;
+
+/// How long a mark or a seal is.
+pub(super) const NOTE: u64 = FRAME_BYTES_MIN as u64;
+
+/// The first place from `position` on where a mark or a seal lies within one sector, and so is there or not, never torn.
+pub(super) fn place_of_note(position: u64) -> u64 {
+    let whole = position / SECTOR == (position + NOTE - 1) / SECTOR;
+    if whole { position } else { position.next_multiple_of(SECTOR) }
+}
 
 /// The ending of files being made.
 pub(super) const TEMP: &str = ".tmp";

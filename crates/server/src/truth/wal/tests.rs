@@ -2,8 +2,9 @@
 
 mod basics;
 mod damage;
+mod explorer;
 mod real;
-mod sweep;
+mod seal;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -16,11 +16,8 @@ use outlive_core::record::{
 
 use super::checkpoint::Checkpointer;
 use super::recover::{Log, Shared};
-use super::segment::{HEADER, Segment, Spare};
+use super::segment::{HEADER, NOTE, Segment, Spare, place_of_note};
 use super::{WalError, crash_point, io_at};
-
-/// What a disk writes whole or not at all.
-const SECTOR: u64 = 512;
 
 /// Something that follows from records that are durable. Only the write-ahead log's commit makes one (I1).
 #[derive(Debug)]
@@ -324,10 +321,8 @@ impl Writer {
 
     /// Notes, without sync, that everything is durable; the next record goes over the note.
     pub(super) fn mark(&mut self) -> Result<(), WalError> {
-        let end = self.position + FRAME_BYTES_MIN as u64;
-        // Within one sector it is there or not, never torn.
-        let whole = self.position / SECTOR == (end - 1) / SECTOR && end <= self.segment.end;
-        if self.marked == self.synced || !whole {
+        let whole = place_of_note(self.position) == self.position;
+        if self.marked == self.synced || !whole || self.position + NOTE > self.segment.end {
             return Ok(());
         }
         let mut frame = Vec::with_capacity(FRAME_BYTES_MIN);

@@ -119,7 +119,9 @@ fn a_process_killed_at_any_crash_point_loses_nothing_acknowledged() {
         ("wal.checkpoint_before_rename", 0),
         ("wal.checkpoint_after_rename:2", 0),
         ("wal.checkpoint_after_sync:2", 0),
+        ("wal.seal", 100),
         ("wal.cut", 100),
+        ("wal.cut_before_sync", 100),
         ("wal.rewrite", 100),
         ("wal.mend_before_sync", 100),
     ];
@@ -157,11 +159,11 @@ fn tear(dir: &Path) {
         let room = &bytes[512..bytes.len() - 512];
         let end = 512 + room.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
         let mark = bytes[..end].windows(6).rposition(|w| w == b"\xFFOWL\x01\x02");
-        if let Some(at) = mark.filter(|at| end - at <= 48) {
-            file.write_all_at(&[0xAB; 40], at as u64).unwrap();
+        if let Some(at) = mark.filter(|at| end - at <= 48 && at + 100 < bytes.len() - 512) {
+            file.write_all_at(&[0xAB; 90], at as u64).unwrap();
             found += 1;
         } else if end > 512 && end + 100 < bytes.len() - 512 {
-            file.write_all_at(&[0xAB; 40], end.next_multiple_of(8) as u64).unwrap();
+            file.write_all_at(&[0xAB; 90], end.next_multiple_of(8) as u64).unwrap();
             found += 1;
         }
     }
