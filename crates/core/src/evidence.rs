@@ -59,6 +59,8 @@ pub enum Seen {
     OtherBoot,
     /// It belongs to another pid namespace of this boot: cannot be judged from here.
     OtherNamespace,
+    /// It belonged to another pid namespace of this boot that provably exists no more, so it is gone with it.
+    NamespaceEnded,
 }
 
 /// What the agent itself said about its end, in its output.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{EngineOptions, SessionSign, Usage};
 use crate::evidence::AgentResult;
 use crate::ids::{AttemptNo, JobId, Lsn, OperationId, RepoName, SessionId};
-use crate::spec::StopCause;
+use crate::spec::{Limit, StopCause};
 use crate::time::Timestamp;
 
 /// What was asked for; never changes, save by *edit* while the job has not begun.
@@ -62,6 +62,8 @@ pub struct TaskLimits {
     pub pids: Option<u64>,
     /// Standard output and error together.
     pub output_bytes: Option<u64>,
+    /// Running time without output, in milliseconds.
+    pub idle_output_ms: Option<u64>,
 }
 
 /// What follows an interruption (reboot, out of memory).
@@ -287,6 +289,8 @@ pub struct AttemptEnd {
     pub peak_memory_bytes: u64,
     /// The tree was seen empty without a cgroup's proof.
     pub best_effort: bool,
+    /// Limits that nothing enforced.
+    pub unenforced: Vec<Limit>,
     /// What its output showed of its conversation.
     pub session_sign: Option<SessionSign>,
 }
@@ -534,6 +538,27 @@ mod tests {
             Phase::Unknown { attempt },
             Phase::Ended { outcome },
         ]
+    }
+
+    /// A match and not a list: who adds an action is told by the compiler that it needs a place, here and in [`Action::ALL`].
+    fn place(action: Action) -> usize {
+        match action {
+            Action::Start => 0,
+            Action::Hold => 1,
+            Action::Edit => 2,
+            Action::Upload => 3,
+            Action::Cancel => 4,
+            Action::Resume => 5,
+            Action::Retry => 6,
+            Action::Settle => 7,
+            Action::Remove => 8,
+        }
+    }
+
+    #[test]
+    fn all_actions_are_listed_in_their_places() {
+        let places: Vec<usize> = Action::ALL.into_iter().map(place).collect();
+        assert_eq!(places, (0..=place(Action::Remove)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod event;
 pub mod evidence;
 pub mod file_header;
+pub mod heartbeat;
 pub mod ids;
 pub mod job;
 pub mod limits;

@@ -69,6 +69,14 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Between two heartbeats of a supervisor.
 pub const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// A heartbeat is stale from this age on, when nothing is said: some beats were missed.
+pub const HEARTBEAT_STALE: Duration = Duration::from_mins(2);
+/// A heartbeat is dead from this age on, when nothing is said.
+pub const HEARTBEAT_DEAD: Duration = Duration::from_mins(10);
+
+/// An agent whose output has not grown for so long is noticed, when nothing is said; long builds and tests are quicker.
+pub const STALL: Duration = Duration::from_mins(10);
+
 /// A supervisor that still holds its lock this long after deadline and grace is hung and is replaced.
 pub const HUNG_MARGIN: Duration = Duration::from_secs(30);
 

@@ -49,6 +49,8 @@ pub enum Verdict {
 pub enum Interruption {
     /// The machine started anew.
     Reboot,
+    /// The pid namespace that it ran in ended, as a container does.
+    NamespaceEnded,
     /// The kernel killed for want of memory.
     OutOfMemory,
 }
@@ -83,7 +85,8 @@ fn judgement(row: u8, verdict: Verdict, because: impl Into<String>) -> Judgement
 fn row_1_outcome(evidence: &Evidence, stopping: bool) -> Option<Judgement> {
     let outcome = evidence.outcome.valid()?;
     let held = !matches!(evidence.lock, Lock::Free);
-    let over = evidence.tree_empty.valid().is_some() || evidence.agent == Seen::OtherBoot;
+    let swept = matches!(evidence.agent, Seen::OtherBoot | Seen::NamespaceEnded);
+    let over = evidence.tree_empty.valid().is_some() || swept;
     let told = describe_ending(&outcome.ending);
     if outcome.ending == Ending::NeverRan && !held {
         return Some(if stopping || outcome.stop.is_some() {
@@ -151,20 +154,24 @@ fn row_5_agent_alive(evidence: &Evidence) -> Option<Judgement> {
 
 /// Rows 6 to 9: the agent was let go and is gone.
 fn rows_6_to_9_agent_gone(evidence: &Evidence, intent: Intent) -> Option<Judgement> {
-    let rebooted = match evidence.agent {
-        Seen::Gone => false,
-        Seen::OtherBoot => true,
+    // Everything at once, by what took away the ground it stood on.
+    let swept = match evidence.agent {
+        Seen::Gone => None,
+        Seen::OtherBoot => Some((Interruption::Reboot, "the machine was started anew")),
+        Seen::NamespaceEnded => {
+            Some((Interruption::NamespaceEnded, "the pid namespace (container) it ran in ended"))
+        }
         Seen::NotNamed | Seen::Alive | Seen::OtherNamespace => return None,
     };
     let stopping = matches!(intent, Intent::Stopping(_));
-    let left = !rebooted && evidence.survivors > 0 && evidence.tree_empty.valid().is_none();
+    let left = swept.is_none() && evidence.survivors > 0 && evidence.tree_empty.valid().is_none();
     let certain = evidence.result.is_some() || evidence.oom_kill || stopping;
     if left && certain {
         let because = format!("its agent is gone, {} of its processes are not", evidence.survivors);
         return Some(judgement(6, Verdict::Caretake { empty_tree: true }, because));
     }
     if let Intent::Stopping(cause) = intent {
-        let row = if rebooted { 7 } else { 9 };
+        let row = if swept.is_some() { 7 } else { 9 };
         let verdict =
             if cause == StopCause::Timeout { Verdict::TimedOut } else { Verdict::Cancelled };
         return Some(judgement(row, verdict, "it was being stopped and its agent is gone"));
@@ -173,12 +180,11 @@ fn rows_6_to_9_agent_gone(evidence: &Evidence, intent: Intent) -> Option<Judgeme
         let verdict = Verdict::ConcludeByResult(result.clone());
         return Some(judgement(6, verdict, "its agent is gone and left its own final result"));
     }
-    if rebooted {
+    if let Some((interruption, what)) = swept {
         return Some(if evidence.past_deadline {
-            judgement(7, Verdict::TimedOut, "the machine was started anew, after its deadline")
+            judgement(7, Verdict::TimedOut, format!("{what}, after its deadline"))
         } else {
-            let because = "the machine was started anew while it ran";
-            judgement(7, Verdict::Interrupted(Interruption::Reboot), because)
+            judgement(7, Verdict::Interrupted(interruption), format!("{what} while it ran"))
         });
     }
     if evidence.oom_kill {

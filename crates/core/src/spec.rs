@@ -92,6 +92,9 @@ pub struct Spec {
     /// Free space, in bytes, of the file system of its standard output below which the tree is frozen; 0: never.
     #[serde(default)]
     pub freeze_below_bytes: u64,
+    /// Running time for which the output may not grow before the tree is stopped.
+    #[serde(default)]
+    pub idle_output_ms: Option<u64>,
     /// Name of the tree's own cgroup leaf, relative to `outlive/` below the supervisor's own cgroup.
     pub cgroup: String,
 }
@@ -125,6 +128,33 @@ pub struct Started {
     pub pipes: Option<[u64; 2]>,
     /// Lengths of the stdout and stderr files when it started.
     pub output_from: [u64; 2],
+    /// What the agent's pid namespace can be found by as long as it exists; absent where the kernel cannot.
+    #[serde(default)]
+    pub namespace: Option<NamespaceMark>,
+    /// Limits of the spec that nothing here enforces.
+    #[serde(default)]
+    pub unenforced: Vec<Limit>,
+}
+
+/// A kernel's own name for a namespace, never given twice in a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceMark {
+    /// Which form the handle has.
+    pub kind: i32,
+    /// The handle, in hexadecimal.
+    pub handle: String,
+    /// Inode of the user namespace that owns it: only who has all power there may look for it.
+    pub owner: u64,
+}
+
+/// A limit that needs a cgroup controller to be enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// [`Spec::memory_bytes_max`].
+    Memory,
+    /// [`Spec::pids_max`].
+    Pids,
 }
 
 /// The heartbeat. Tells people and dashboards; evidence weighs more.
@@ -158,6 +188,8 @@ pub enum StopCause {
     Timeout,
     /// It wrote more than it may.
     OutputLimit,
+    /// It wrote nothing for longer than it may.
+    IdleOutput,
     /// Its main process is gone, and what is left of its tree has to go before anything follows.
     Survivors,
 }

@@ -7,7 +7,12 @@ use outlive_core::time::Timestamp;
 /// The wall clock.
 #[expect(clippy::disallowed_methods, reason = "this is the one clock")]
 pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    timestamp(SystemTime::now())
+}
+
+/// A file's time as ours; one before 1970 is 1970.
+pub fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 

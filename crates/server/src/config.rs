@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use outlive_core::engine::nearest;
+use outlive_core::heartbeat::Ages;
 use outlive_core::limits;
 use serde::Deserialize;
 
@@ -22,6 +23,10 @@ pub struct Config {
     pub running_max: u32,
     /// Between two heartbeats of a supervisor.
     pub heartbeat: Duration,
+    /// From which ages on a heartbeat is stale, and dead.
+    pub heartbeat_ages: Ages,
+    /// An agent whose output has not grown for so long is noticed.
+    pub stall: Duration,
     /// Between TERM and KILL.
     pub grace: Duration,
     /// Free space below which nothing new is accepted or begun, in bytes.
@@ -43,6 +48,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7878)),
             running_max: u32::try_from((cores / 2).max(2)).unwrap_or(2),
             heartbeat: limits::HEARTBEAT,
+            heartbeat_ages: Ages { stale: limits::HEARTBEAT_STALE, dead: limits::HEARTBEAT_DEAD },
+            stall: limits::STALL,
             grace: limits::STOP_GRACE,
             min_free_bytes: limits::MIN_FREE_BYTES,
             freeze_free_bytes: limits::FREEZE_FREE_BYTES,
@@ -53,11 +60,14 @@ impl Default for Config {
     }
 }
 
-/// The file's keys, for the message about an unknown one.
+/// The file's keys, for the message about an unknown one; a dot stands for a table.
 const KEYS: &[&str] = &[
     "listen",
     "running_max",
-    "heartbeat_s",
+    "heartbeat.interval_s",
+    "heartbeat.stale_s",
+    "heartbeat.dead_s",
+    "heartbeat.stall_s",
     "grace_s",
     "min_free_bytes",
     "freeze_free_bytes",
@@ -71,13 +81,23 @@ const KEYS: &[&str] = &[
 struct Raw {
     listen: Option<SocketAddr>,
     running_max: Option<u32>,
-    heartbeat_s: Option<u64>,
+    heartbeat: Option<RawHeartbeat>,
     grace_s: Option<u64>,
     min_free_bytes: Option<u64>,
     freeze_free_bytes: Option<u64>,
     checkpoint_records: Option<u64>,
     hung_margin_s: Option<u64>,
     programs: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "they are keys, and a number ends in its unit")]
+struct RawHeartbeat {
+    interval_s: Option<u64>,
+    stale_s: Option<u64>,
+    dead_s: Option<u64>,
+    stall_s: Option<u64>,
 }
 
 /// Why a configuration is not used; the server does not start with it.
@@ -118,13 +138,28 @@ impl Config {
             config.take(&text, &path.display().to_string())?;
         }
         for key in KEYS.iter().filter(|key| **key != "programs") {
-            let name = format!("OUTLIVE_{}", key.to_uppercase());
+            let name = format!("OUTLIVE_{}", key.to_uppercase().replace('.', "_"));
             if let Some(value) = env(&name) {
                 let quoted = if *key == "listen" { format!("\"{value}\"") } else { value };
                 config.take(&format!("{key} = {quoted}"), &name)?;
             }
         }
+        config.check()?;
         Ok(config)
+    }
+
+    /// What no key alone can get wrong.
+    fn check(&self) -> Result<(), ConfigError> {
+        let Ages { stale, dead } = self.heartbeat_ages;
+        let problem = if stale <= self.heartbeat {
+            "`heartbeat.stale_s` must be larger than `heartbeat.interval_s`, or every beat is stale"
+        } else if dead < stale {
+            "`heartbeat.dead_s` must be at least `heartbeat.stale_s`"
+        } else {
+            return Ok(());
+        };
+        let source_name = "configuration".to_string();
+        Err(ConfigError::Wrong { source_name, problem: problem.to_string() })
     }
 
     /// Takes the address of a command line over everything else.
@@ -147,8 +182,17 @@ impl Config {
         let running = positive("running_max", raw.running_max.map(u64::from))?;
         self.running_max =
             running.and_then(|max| u32::try_from(max).ok()).unwrap_or(self.running_max);
-        let heartbeat = positive("heartbeat_s", raw.heartbeat_s)?.map(Duration::from_secs);
-        self.heartbeat = heartbeat.unwrap_or(self.heartbeat);
+        let raw_heartbeat = raw.heartbeat.unwrap_or_default();
+        let ages = &mut self.heartbeat_ages;
+        for (name, value, place) in [
+            ("heartbeat.interval_s", raw_heartbeat.interval_s, &mut self.heartbeat),
+            ("heartbeat.stale_s", raw_heartbeat.stale_s, &mut ages.stale),
+            ("heartbeat.dead_s", raw_heartbeat.dead_s, &mut ages.dead),
+            ("heartbeat.stall_s", raw_heartbeat.stall_s, &mut self.stall),
+        ] {
+            let value = positive(name, value)?.map(Duration::from_secs);
+            *place = value.unwrap_or(*place);
+        }
         self.grace = raw.grace_s.map_or(self.grace, Duration::from_secs);
         self.min_free_bytes = raw.min_free_bytes.unwrap_or(self.min_free_bytes);
         self.freeze_free_bytes = raw.freeze_free_bytes.unwrap_or(self.freeze_free_bytes);
@@ -175,7 +219,10 @@ fn explain(error: &toml::de::Error, text: &str) -> String {
     let at = line.map(|line| format!("line {line}: ")).unwrap_or_default();
     let message = error.message();
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    let near = unknown.and_then(|name| nearest(name, KEYS));
+    let own_names: Vec<&'static str> =
+        KEYS.iter().map(|key| key.rsplit('.').next().unwrap_or(key)).collect();
+    // Whole keys first: one that was moved into a table is found by its old name.
+    let near = unknown.and_then(|name| nearest(name, KEYS).or_else(|| nearest(name, &own_names)));
     let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     format!("{at}{message}{hint}")
 }
@@ -195,6 +242,31 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("outlive.toml: line 2"), "{text}");
         assert!(text.contains("did you mean `running_max`?"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_key_of_a_table_is_refused_with_a_suggestion() {
+        let text = parse("[heartbeat]\nstale = 3\n").expect_err("misspelt").to_string();
+        assert!(text.contains("line 2") && text.contains("did you mean `stale_s`?"), "{text}");
+    }
+
+    #[test]
+    fn heartbeat_ages_are_taken_from_everywhere_and_have_to_fit_together() {
+        let env = |set: &'static [(&str, &str)]| {
+            let value = move |name: &str| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_string())
+            };
+            Config::load(None, value)
+        };
+        let late =
+            env(&[("OUTLIVE_HEARTBEAT_STALE_S", "700"), ("OUTLIVE_HEARTBEAT_DEAD_S", "700")]);
+        assert_eq!(late.expect("good").heartbeat_ages.stale.as_secs(), 700);
+        let early = env(&[("OUTLIVE_HEARTBEAT_DEAD_S", "60")]).expect_err("dead before stale");
+        assert!(early.to_string().contains("heartbeat.dead_s"), "{early}");
+        let slow = env(&[("OUTLIVE_HEARTBEAT_INTERVAL_S", "120")]).expect_err("always stale");
+        assert!(slow.to_string().contains("heartbeat.stale_s"), "{slow}");
+        let zero = env(&[("OUTLIVE_HEARTBEAT_STALL_S", "0")]).expect_err("no time at all");
+        assert!(zero.to_string().contains("heartbeat.stall_s"), "{zero}");
     }
 
     #[test]

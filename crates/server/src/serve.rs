@@ -199,6 +199,10 @@ impl Face<'_> {
             ready: Box::new(move || startup::is_ready(&ready)),
             disk_full: Box::new(move || room.missing()),
             programs: self.config.programs.clone(),
+            patience: http::Patience {
+                heartbeat_ages: self.config.heartbeat_ages,
+                stall: self.config.stall,
+            },
             tracker: tracker.clone(),
             stopping: stopping.clone(),
             paths,

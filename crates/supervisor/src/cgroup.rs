@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use outlive_core::spec::Spec;
+use outlive_core::spec::{Limit, Spec};
 
 /// A tree's own directories in the cgroup file systems.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct Leaf {
 struct Dir {
     path: PathBuf,
     kind: Kind,
+    /// Limits that were set here by this process.
+    enforces: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,23 @@ impl Kind {
         ];
         marks.into_iter().find(|(file, _)| path.join(file).exists()).map(|(_, kind)| kind)
     }
+
+    /// The file that sets this limit, if directories of this kind can have one.
+    fn file_of(self, limit: Limit) -> Option<&'static str> {
+        match (self, limit) {
+            (Self::Unified, Limit::Memory) => Some("memory.max"),
+            (Self::Memory, Limit::Memory) => Some("memory.limit_in_bytes"),
+            (Self::Unified | Self::Pids, Limit::Pids) => Some("pids.max"),
+            (Self::Freezer | Self::CpuAcct | Self::Pids, Limit::Memory)
+            | (Self::Freezer | Self::CpuAcct | Self::Memory, Limit::Pids) => None,
+        }
+    }
+}
+
+/// The limits that a spec asks for, with their bounds.
+fn limits(spec: &Spec) -> impl Iterator<Item = (Limit, u64)> {
+    let asked = [(Limit::Memory, spec.memory_bytes_max), (Limit::Pids, spec.pids_max)];
+    asked.into_iter().filter_map(|(limit, most)| Some((limit, most?)))
 }
 
 /// How deep sub-groups made by an agent are looked into; the kernel allows any depth.
@@ -68,7 +87,7 @@ impl Leaf {
             if needless || make(*kind, base, &path).is_err() {
                 continue;
             }
-            leaf.dirs.push(Dir { path, kind: *kind });
+            leaf.dirs.push(Dir { path, kind: *kind, enforces: Vec::new() });
         }
         leaf.limit(spec);
         leaf
@@ -78,7 +97,7 @@ impl Leaf {
     pub(crate) fn reopen(paths: &[String]) -> Self {
         let dirs = paths.iter().map(PathBuf::from).filter_map(|path| {
             let kind = Kind::of(&path)?;
-            Some(Dir { path, kind })
+            Some(Dir { path, kind, enforces: Vec::new() })
         });
         Self { dirs: dirs.collect() }
     }
@@ -96,21 +115,22 @@ impl Leaf {
         self.dirs.iter().find(|dir| dir.kind == kind).map(|dir| dir.path.join(file))
     }
 
-    fn limit(&self, spec: &Spec) {
-        for dir in &self.dirs {
-            let (memory, pids) = match dir.kind {
-                Kind::Unified => (Some("memory.max"), Some("pids.max")),
-                Kind::Memory => (Some("memory.limit_in_bytes"), None),
-                Kind::Pids => (None, Some("pids.max")),
-                Kind::Freezer | Kind::CpuAcct => (None, None),
-            };
-            for (file, limit) in [(memory, spec.memory_bytes_max), (pids, spec.pids_max)] {
-                if let (Some(file), Some(limit)) = (file, limit) {
-                    // Version 2 has the file only where its controller is enabled: then version 1 has it, or nobody.
-                    put(&dir.path.join(file), &limit.to_string()).ok();
+    fn limit(&mut self, spec: &Spec) {
+        for dir in &mut self.dirs {
+            for (limit, most) in limits(spec) {
+                let file = dir.kind.file_of(limit).map(|file| dir.path.join(file));
+                // Version 2 has the file only where its controller is enabled: then version 1 has it, or nobody.
+                if file.is_some_and(|file| put(&file, &most.to_string()).is_ok()) {
+                    dir.enforces.push(limit);
                 }
             }
         }
+    }
+
+    /// The limits of the spec that bind nobody in this leaf.
+    pub(crate) fn unenforced(&self, spec: &Spec) -> Vec<Limit> {
+        let enforced = |limit| self.dirs.iter().any(|dir| dir.enforces.contains(&limit));
+        limits(spec).map(|(limit, _)| limit).filter(|limit| !enforced(*limit)).collect()
     }
 
     /// Puts a process into the leaf. Directories that refuse it are given up.
@@ -169,6 +189,15 @@ impl Leaf {
         if let Some(path) = self.file(Kind::Unified, "cgroup.freeze") {
             put(&path, "0").ok();
         }
+    }
+
+    /// Whether its processes are stopped from running, by whomever.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let unified = self.file(Kind::Unified, "cgroup.events");
+        let unified = unified.and_then(|path| counter(&path, "frozen")).is_some_and(|it| it > 0);
+        let freezer = self.file(Kind::Freezer, "freezer.state");
+        let freezer = freezer.and_then(|path| fs::read_to_string(path).ok());
+        unified || freezer.is_some_and(|state| state.trim() != "THAWED")
     }
 
     /// How often the kernel killed in it for want of memory.

@@ -1,4 +1,4 @@
-//! The two clocks of a supervisor: wall time as data, boot time for everything that falls due.
+//! The clocks of a supervisor: wall time as data, boot time for everything that falls due, running time for how long somebody was idle.
 
 use outlive_core::time::Timestamp;
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -11,6 +11,11 @@ pub(crate) fn now() -> Timestamp {
 /// Milliseconds since the machine booted, suspended time included. Never jumps.
 pub fn boot_ms() -> u64 {
     millis(clock_gettime(ClockId::Boottime))
+}
+
+/// Milliseconds for which the machine has run: like [`boot_ms`], but it stands still while the machine is suspended.
+pub(crate) fn running_ms() -> u64 {
+    millis(clock_gettime(ClockId::Monotonic))
 }
 
 fn millis(time: Timespec) -> u64 {

@@ -20,6 +20,7 @@ use crate::identity::Here;
 use crate::outcome::Slots;
 use crate::output::Output;
 use crate::room::Room;
+use crate::silence::Silence;
 use crate::tree::Tree;
 use crate::watch::{Happened, Watch};
 use crate::{Leave, caretake, clock, complain, crash_point, stop, sys};
@@ -104,6 +105,8 @@ pub(crate) struct Keeper {
     of_main: (u64, u64),
     beat_at: u64,
     look_at_output: Option<u64>,
+    /// None: it may be silent for ever.
+    silence: Option<Silence>,
     /// When to try again to record what could not be recorded, and how long to wait after that.
     record_again: Option<u64>,
     record_again_ms: u64,
@@ -139,6 +142,7 @@ impl Keeper {
             host: host.trim_end().to_owned(),
             look_at_output: spec.output_bytes_max.map(|_| 0),
             room: Room::new(&spec, &slots, &tree.leaf),
+            silence: Silence::new(&spec, output.total()),
             spec,
             started,
             agent,
@@ -186,8 +190,10 @@ impl Keeper {
         let look = self.look_at_output.filter(|_| freely);
         let room = self.room.look_at().filter(|_| freely);
         let ending = self.ending.as_ref().and_then(stop::Ending::due);
-        let all = [deadline, look, room, ending, self.record_again, self.output.retry_at()];
-        all.into_iter().flatten().chain([self.beat_at]).min()
+        let silence = self.silence.as_ref().map(Silence::look_at).filter(|_| freely);
+        let again = [self.record_again, self.output.retry_at()];
+        let all = [deadline, look, room, silence, ending].into_iter().chain(again);
+        all.flatten().chain([self.beat_at]).min()
     }
 
     /// Takes in what happened. The agent's end first: whatever comes with it finds it ended by itself.
@@ -226,6 +232,9 @@ impl Keeper {
         if runs_freely && deadline.is_some_and(|deadline| now >= deadline) {
             self.stop_for(StopCause::Timeout, self.spec.grace_ms, now);
         }
+        if self.silence.as_ref().is_some_and(|silence| now >= silence.look_at()) {
+            self.look_for_silence(now);
+        }
         if self.look_at_output.is_some_and(|at| now >= at) {
             self.look_at_output(now);
             let again = (!self.output.is_pumped()).then(|| now.saturating_add(OUTPUT_LOOK_MS));
@@ -244,6 +253,9 @@ impl Keeper {
                 // What is left in pipes that the server holds is saved all the same.
                 self.output.drain(now);
                 self.output.sync();
+                // Whoever is left is let alone, and not left frozen with nobody to thaw it.
+                self.room.thaw(now, &self.tree.leaf, &self.slots);
+                self.tree.leaf.thaw();
                 return Some(Leave::Unproven);
             }
             Main::Unproven | Main::Runs | Main::Recorded => {}
@@ -282,6 +294,17 @@ impl Keeper {
         let runs = matches!(self.main, Main::Runs) && self.stop.is_none();
         if runs && self.spec.output_bytes_max.is_some_and(|max| self.output.total() > max) {
             self.stop_for(StopCause::OutputLimit, self.spec.grace_ms, now);
+        }
+    }
+
+    fn look_for_silence(&mut self, now: u64) {
+        if !matches!(self.main, Main::Runs) || self.stop.is_some() {
+            return;
+        }
+        let held_up = self.output.is_stuck() || self.tree.leaf.is_frozen();
+        let bytes = self.output.total();
+        if self.silence.as_mut().is_some_and(|silence| silence.look(now, bytes, held_up)) {
+            self.stop_for(StopCause::IdleOutput, self.spec.grace_ms, now);
         }
     }
 

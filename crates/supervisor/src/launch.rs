@@ -23,7 +23,7 @@ use crate::output::Output;
 use crate::sys::{self, Fork};
 use crate::tree::{Member, Tree};
 use crate::watch::Watch;
-use crate::{Leave, child, clock, crash_point, slot};
+use crate::{Leave, child, clock, crash_point, namespace, slot};
 
 /// Launches the agent. None: it must not run, because a stop was asked for first; that is recorded.
 pub(crate) fn launch(dir: &Path, given: &Given) -> Result<Option<Keeper>, Leave> {
@@ -121,6 +121,8 @@ impl Unborn {
             deadline_boot_ms: spec.timeout_ms.map(deadline),
             pipes: self.pipes,
             output_from: self.output.lengths(),
+            namespace: namespace::mark_own(),
+            unenforced: leaf.unenforced(&spec),
         };
         files::create_whole(&dir.join(name::STARTED), &files::json(&started))?;
         crash_point("supervisor.started_linked");

@@ -21,11 +21,13 @@ mod identity;
 mod keeper;
 mod launch;
 mod mailbox;
+mod namespace;
 mod outcome;
 mod output;
 mod pipes;
 mod probe;
 mod room;
+mod silence;
 mod slot;
 mod stop;
 #[expect(

@@ -112,6 +112,11 @@ impl Output {
         drained
     }
 
+    /// Whether bytes find no way into their file: then the agent waits, and not we for it.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.retry_at().is_some()
+    }
+
     /// Whether the bytes left behind wait for space, which may come, rather than for a fault that stays.
     pub(crate) fn waits_for_space(&self) -> bool {
         let stuck = self.pumps.iter().flatten().filter_map(|pump| pump.stuck.as_ref());

@@ -15,7 +15,7 @@ use crate::cgroup::Leaf;
 use crate::files::{read_sentinel, read_spec, read_started};
 use crate::identity::Here;
 use crate::tree::{self, Table};
-use crate::{clock, outcome, sys};
+use crate::{clock, namespace, outcome, sys};
 
 /// A name in a lock file is far shorter.
 const LOCK_TEXT_BYTES_MAX: u64 = 4096;
@@ -30,7 +30,7 @@ pub fn probe(dir: &Path, me: &Here) -> Evidence {
     let started = read_started(dir);
     let (outcome, tree_empty) = outcome::read_slots(dir);
     let named = started.valid();
-    let agent = named.map_or(Seen::NotNamed, |started| me.look_for(&started.agent));
+    let agent = named.map_or(Seen::NotNamed, |started| look_for(started, me));
     let leaf = named
         .filter(|started| me.boot_id == started.agent.boot_id)
         .map_or_else(Leaf::default, |started| Leaf::reopen(&started.cgroups));
@@ -50,6 +50,18 @@ pub fn probe(dir: &Path, me: &Here) -> Evidence {
         agent,
         result: None,
     }
+}
+
+fn look_for(started: &Started, me: &Here) -> Seen {
+    let seen = me.look_for(&started.agent);
+    let Some(mark) = &started.namespace else { return seen };
+    let ended = match seen {
+        Seen::OtherNamespace => namespace::has_ended(mark),
+        // It has the number of ours and is another one: then the number was given away again.
+        Seen::Gone => namespace::is_another(mark),
+        Seen::NotNamed | Seen::Alive | Seen::OtherBoot | Seen::NamespaceEnded => false,
+    };
+    if ended { Seen::NamespaceEnded } else { seen }
 }
 
 fn ask_lock(dir: &Path, me: &Here) -> Lock {

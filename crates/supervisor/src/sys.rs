@@ -5,6 +5,8 @@
 use std::ffi::{CStr, CString, c_int, c_short};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::{mem, ptr};
 
 use outlive_core::spec::Ending;
@@ -216,6 +218,65 @@ pub(crate) fn decode_wait_status(status: i32) -> Ending {
     } else {
         Ending::Signaled(libc::WTERMSIG(status))
     }
+}
+
+/// What a kernel object that has a path can be found by, as long as it exists. Never used twice in a boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handle {
+    pub(crate) kind: i32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+const HANDLE_BYTES_MAX: usize = 128;
+
+/// `struct file_handle` with room for the longest handle.
+#[repr(C)]
+struct RawHandle {
+    length: libc::c_uint,
+    kind: c_int,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+/// The handle of what a path leads to. Fails where there are none.
+pub(crate) fn handle_of(path: &Path) -> io::Result<Handle> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let length = libc::c_uint::try_from(HANDLE_BYTES_MAX).map_err(io::Error::other)?;
+    let mut raw = RawHandle { length, kind: 0, bytes: [0; HANDLE_BYTES_MAX] };
+    let (mut mount, at) = (0, (&raw mut raw).cast());
+    let follow = libc::AT_SYMLINK_FOLLOW;
+    // SAFETY: the path ends with a zero byte; the handle has the room that its first field tells; all outlive the call.
+    let answer = unsafe {
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), at, &raw mut mount, follow)
+    };
+    checked(answer)?;
+    let length = usize::try_from(raw.length).unwrap_or(0);
+    let bytes = raw.bytes.get(..length).unwrap_or_default().to_vec();
+    Ok(Handle { kind: raw.kind, bytes })
+}
+
+/// Opens what a handle names; `near` is anything open on the same file system.
+pub(crate) fn open_handle(near: BorrowedFd<'_>, handle: &Handle) -> io::Result<OwnedFd> {
+    let mut raw = RawHandle { length: 0, kind: handle.kind, bytes: [0; HANDLE_BYTES_MAX] };
+    let room = raw.bytes.get_mut(..handle.bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    room.copy_from_slice(&handle.bytes);
+    raw.length = libc::c_uint::try_from(handle.bytes.len()).map_err(io::Error::other)?;
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: the handle has as many bytes as its first field tells, and outlives the call.
+    let answer = unsafe { libc::open_by_handle_at(near.as_raw_fd(), (&raw mut raw).cast(), flags) };
+    let fd = checked(answer)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `_IO(0xb7, 0x1)`.
+const NS_GET_USERNS: libc::Ioctl = 0xB701;
+
+/// The user namespace that owns a namespace.
+pub(crate) fn owner_of_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the request takes no argument; it gives a new descriptor.
+    let fd = checked(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn checked(answer: c_int) -> io::Result<c_int> {

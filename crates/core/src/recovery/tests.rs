@@ -23,6 +23,8 @@ fn started() -> Started {
         deadline_boot_ms: None,
         pipes: None,
         output_from: [0, 0],
+        namespace: None,
+        unenforced: vec![],
     }
 }
 
@@ -65,7 +67,14 @@ fn every_evidence() -> Vec<Evidence> {
         Lock::HeldElsewhere(process()),
         Lock::Unreadable(String::new()),
     ];
-    let agents = [Seen::NotNamed, Seen::Alive, Seen::Gone, Seen::OtherBoot, Seen::OtherNamespace];
+    let agents = [
+        Seen::NotNamed,
+        Seen::Alive,
+        Seen::Gone,
+        Seen::OtherBoot,
+        Seen::OtherNamespace,
+        Seen::NamespaceEnded,
+    ];
     let results = [None, Some(AgentResult { success: true, text: String::new() })];
     let mut all = Vec::new();
     for outcome in &outcomes {
@@ -104,15 +113,14 @@ const INTENTS: [Intent; 3] =
 fn expected(e: &Evidence, intent: Intent) -> Verdict {
     let stopping = intent != Intent::Running;
     let emptied = matches!(e.tree_empty, Reading::Valid(_));
-    let gone = matches!(e.agent, Seen::Gone | Seen::OtherBoot);
+    let swept = matches!(e.agent, Seen::OtherBoot | Seen::NamespaceEnded);
+    let gone = swept || e.agent == Seen::Gone;
     let survivors = e.agent == Seen::Gone && e.survivors > 0 && !emptied;
     match (&e.outcome, &e.lock) {
         (Reading::Valid(o), Lock::Free) if o.ending == Ending::NeverRan => {
             if stopping || o.stop.is_some() { Verdict::Cancelled } else { Verdict::Launch }
         }
-        (Reading::Valid(o), _) if emptied || e.agent == Seen::OtherBoot => {
-            Verdict::Conclude(o.clone())
-        }
+        (Reading::Valid(o), _) if emptied || swept => Verdict::Conclude(o.clone()),
         (Reading::Valid(_), Lock::Free) => Verdict::Caretake { empty_tree: true },
         (_, Lock::Held(_)) => Verdict::Adopt,
         (_, Lock::HeldElsewhere(_) | Lock::Unreadable(_)) => Verdict::Unknown,
@@ -133,8 +141,9 @@ fn expected(e: &Evidence, intent: Intent) -> Verdict {
         _ if e.result.is_some() => {
             Verdict::ConcludeByResult(AgentResult { success: true, text: String::new() })
         }
-        _ if e.agent == Seen::OtherBoot && e.past_deadline => Verdict::TimedOut,
+        _ if swept && e.past_deadline => Verdict::TimedOut,
         _ if e.agent == Seen::OtherBoot => Verdict::Interrupted(Interruption::Reboot),
+        _ if swept => Verdict::Interrupted(Interruption::NamespaceEnded),
         _ if e.oom_kill => Verdict::Interrupted(Interruption::OutOfMemory),
         _ => Verdict::Unknown,
     }

@@ -373,6 +373,7 @@ fn attempt_end(job: &Job, verdict: &Verdict, report: &Report, now: Timestamp) ->
         cpu_ms: recorded.map_or(0, |o| o.cpu_ms),
         peak_memory_bytes: recorded.map_or(0, |o| o.peak_memory_bytes),
         best_effort: empty.is_some_and(|empty| empty.proof == spec::Proof::BestEffort),
+        unenforced: started.map_or_else(Vec::new, |started| started.unenforced.clone()),
         session_sign: report.findings.session_sign,
     }
 }
@@ -398,6 +399,10 @@ fn how_it_ended(job: &Job, verdict: &Verdict, evidence: &Evidence) -> (EndedBy, 
         }
         Verdict::Interrupted(Interruption::Reboot) => {
             let reason = "the machine was started anew while it ran";
+            (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
+        }
+        Verdict::Interrupted(Interruption::NamespaceEnded) => {
+            let reason = "the pid namespace (container) it ran in ended";
             (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
         }
         Verdict::Interrupted(Interruption::OutOfMemory) => {
@@ -436,6 +441,9 @@ fn concluded(
         Some(StopCause::Cancel) => (OutcomeKind::Cancelled, "cancelled".to_string()),
         Some(StopCause::OutputLimit) => {
             (OutcomeKind::Failed, "it wrote more than it may".to_string())
+        }
+        Some(StopCause::IdleOutput) => {
+            (OutcomeKind::Failed, "it wrote nothing for longer than it may".to_string())
         }
         Some(StopCause::Survivors) | None if recorded.oom && !success => {
             (OutcomeKind::Failed, format!("{reason} (out of memory)"))

@@ -59,10 +59,21 @@ pub struct Parts {
     pub disk_full: Box<dyn Fn() -> Option<String> + Send + Sync>,
     /// Programs of engines that are not in `PATH`.
     pub programs: std::collections::BTreeMap<String, String>,
+    /// From when on a silent supervisor or agent is noticed.
+    pub patience: Patience,
     /// Every task that outlives its request.
     pub tracker: TaskTracker,
     /// The server is stopping: long answers end.
     pub stopping: CancellationToken,
+}
+
+/// From when on silence is noticed. It never decides anything.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Of supervisors.
+    pub heartbeat_ages: outlive_core::heartbeat::Ages,
+    /// Of agents: time without output.
+    pub stall: std::time::Duration,
 }
 
 impl std::fmt::Debug for App {

@@ -9,10 +9,10 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlive_core::effect::Effect;
-use outlive_core::evidence::Lock;
+use outlive_core::evidence::{Evidence, Lock, Seen};
 use outlive_core::ids::OperationId;
 use outlive_core::job::Work;
 use outlive_core::limits;
@@ -34,13 +34,18 @@ use crate::world::look::look;
 /// Orders for one piece of work that wait for each other: launch, stop, release, and a few repeated by recovery.
 const ORDERS_MAX: usize = 64;
 
-/// Pause before a supervisor is followed by another when it got nowhere: doubles from the first to the longest.
+/// Pause before a supervisor is followed by another when it got nowhere, or could not be started: doubles from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// See [`FIRST_PAUSE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A lock that is held by somebody who has not written its name yet is looked at again after this.
 const NAMELESS: Duration = Duration::from_millis(50);
+
+/// A pid namespace that may be ending is looked at so often, with this pause in between, before it counts as one that lives.
+const ENDING_LOOKS: u32 = 40;
+/// See [`ENDING_LOOKS`].
+const ENDING: Duration = Duration::from_millis(50);
 
 /// Performs effects.
 #[derive(Debug, Clone)]
@@ -153,6 +158,8 @@ impl Fleet {
                 keeper: None,
                 holder: Holder::default(),
                 failures: 0,
+                again: None,
+                unspawned: 0,
             };
             self.0.tracker.spawn(task.run(orders));
             sender
@@ -216,16 +223,28 @@ impl Inner {
     }
 
     async fn report(self: Arc<Self>, work: Work) {
-        let inner = self.clone();
-        let looked = self.tracker.spawn_blocking(move || {
-            let state = inner.handle.view();
-            look(&work, &state, &inner.surroundings.paths, &inner.here)
-        });
-        if let Ok(report) = looked.await {
+        for left in (0..ENDING_LOOKS).rev() {
+            let (inner, work) = (self.clone(), work.clone());
+            let looked = self.tracker.spawn_blocking(move || {
+                let state = inner.handle.view();
+                look(&work, &state, &inner.surroundings.paths, &inner.here)
+            });
+            let Ok(report) = looked.await else { return };
+            if left > 0 && may_just_be_ending(&report.evidence) {
+                pause(ENDING).await;
+                continue;
+            }
             // No driver: the process is ending, and the next start looks again.
             self.handle.report(report).await.ok();
+            return;
         }
     }
+}
+
+/// Its pid namespace may have lost its last process just now: then it exists a moment longer.
+fn may_just_be_ending(evidence: &Evidence) -> bool {
+    let findable = evidence.started.valid().is_some_and(|started| started.namespace.is_some());
+    findable && evidence.agent == Seen::OtherNamespace && evidence.lock == Lock::Free
 }
 
 struct WorkTask {
@@ -235,12 +254,17 @@ struct WorkTask {
     holder: Holder,
     /// Supervisors in a row that left without having got anywhere.
     failures: u32,
+    /// Who could not even be started, and when that is tried again.
+    again: Option<(Instant, Role)>,
+    /// How often in a row that was.
+    unspawned: u32,
 }
 
 impl WorkTask {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         loop {
             let hung = self.hung_after();
+            let again = self.again;
             // Cancel safety: receiving, waiting for a process and a timer lose nothing when dropped.
             tokio::select! {
                 order = orders.recv() => match order {
@@ -258,6 +282,7 @@ impl WorkTask {
                     self.after_keeper(code).await;
                 }
                 () = pause(hung), if self.keeper.is_some() => self.replace_hung(),
+                Some(role) = when(again) => self.start_keeper(role),
             }
         }
     }
@@ -309,7 +334,10 @@ impl WorkTask {
         self.report().await;
     }
 
+    /// Starts a supervisor or caretaker. A machine without room for one more process, or a program that is just being replaced, has
+    /// it later.
     fn start_keeper(&mut self, role: Role) {
+        self.again = None;
         let dir = self.inner.surroundings.paths.keep(&self.work);
         let exe = &self.inner.surroundings.exe;
         let command = match role {
@@ -321,8 +349,15 @@ impl WorkTask {
             Ok(child) => {
                 crash_point("fleet.after_spawn");
                 self.keeper = Some(Keeper::Child(child));
+                self.unspawned = 0;
             }
-            Err(error) => tracing::error!(%error, "cannot start a supervisor"),
+            Err(error) => {
+                let pause = growing(self.unspawned);
+                let work = &self.work;
+                tracing::error!(%error, ?work, ?pause, "cannot start a supervisor; tried again");
+                self.unspawned += 1;
+                self.again = Some((Instant::now() + pause, role));
+            }
         }
     }
 
@@ -335,11 +370,10 @@ impl WorkTask {
         if over {
             self.failures = 0;
         } else {
-            self.failures += 1;
-            let exponent = self.failures.saturating_sub(2).min(10);
-            if self.failures > 1 {
-                pause((FIRST_PAUSE * 2_u32.pow(exponent)).min(LONGEST_PAUSE)).await;
+            if let Some(before) = self.failures.checked_sub(1) {
+                pause(growing(before)).await;
             }
+            self.failures += 1;
         }
         let told = over || code == Some(exit::UNPROVEN.into());
         let again = !told && self.failures <= limits::CARETAKERS_MAX;
@@ -429,6 +463,18 @@ impl WorkTask {
             }
         }
     }
+}
+
+/// A pause that doubles with each failure, from the first to the longest.
+fn growing(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE)
+}
+
+/// Waits for a time, if there is one, and gives back what is to be done then.
+async fn when<T>(due: Option<(Instant, T)>) -> Option<T> {
+    let (at, what) = due?;
+    pause(at.saturating_duration_since(Instant::now())).await;
+    Some(what)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a deadline of a supervisor is time itself")]

@@ -156,6 +156,7 @@ impl Surroundings {
             output_bytes_max: job.task.limits.output_bytes,
             memory_bytes_max: job.task.limits.memory_bytes,
             pids_max: job.task.limits.pids,
+            idle_output_ms: job.task.limits.idle_output_ms,
             cgroup: format!("{}/{}-{}", short(&self.instance), job.id, attempt.n),
             ..self.spec()
         })
@@ -249,6 +250,7 @@ impl Surroundings {
             memory_bytes_max: None,
             pids_max: None,
             freeze_below_bytes: self.freeze_below(),
+            idle_output_ms: None,
             cgroup: String::new(),
         }
     }

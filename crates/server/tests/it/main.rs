@@ -10,10 +10,13 @@ mod fulldisk;
 mod held_disk;
 mod many;
 mod mount;
+mod namespaces;
 mod reboot;
 mod rig;
+mod silence;
 #[path = "../common/source.rs"]
 mod source;
+mod spawning;
 mod stops;
 mod story;
 mod syscalls;

@@ -175,6 +175,11 @@ impl Rig {
         server.child.wait().expect("it is our child");
     }
 
+    /// Looks no more after what was started last: a wrapper that outlives its server.
+    pub(crate) fn forget(&mut self) {
+        self.server = None;
+    }
+
     /// Waits until the server has ended by itself.
     pub(crate) fn wait_dead(&mut self) -> ExitStatus {
         let server = self.server.take().expect("a server was started");
@@ -191,6 +196,20 @@ impl Rig {
     /// What servers said on standard error.
     pub(crate) fn complaints(&self) -> String {
         fs::read_to_string(self.path("server.err")).unwrap_or_default()
+    }
+
+    /// Waits until servers have complained so, by the file's own events.
+    pub(crate) fn wait_complaint(&self, words: &str) {
+        let watch = inotify::Inotify::init().expect("inotify");
+        let path = self.path("server.err");
+        watch.watches().add(path, inotify::WatchMask::MODIFY).expect("it is there");
+        while !self.complaints().contains(words) {
+            let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+            let patience = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
+            let ready = poll(&mut fds, Some(&patience)).expect("poll");
+            assert_eq!(ready, 1, "never complained of: {words}: {}", self.complaints());
+            rustix::io::read(&watch, &mut [0; 4096]).expect("an event");
+        }
     }
 
     /// Makes a git repository with one commit beside the data directory.

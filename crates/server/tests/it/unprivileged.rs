@@ -102,11 +102,15 @@ fn without_cgroups_a_cancel_ends_the_tree_as_far_as_it_can_be_found_and_says_so(
     repo(&rig);
     let ready = rig.make_gate("ready");
     fs::set_permissions(&ready, fs::Permissions::from_mode(0o666)).expect("for everybody");
-    let id = submit_stubborn(&rig, &json!({}));
+    let limits = json!({ "memory_bytes": 1 << 30, "pids": 100 });
+    let id = submit_stubborn(&rig, &json!({ "limits": limits }));
+    // What nothing enforces is told while it runs, not only afterwards.
+    let job = rig.job(&id);
+    assert_eq!(job["degraded"].as_array().map(Vec::len), Some(2), "{job:#}");
     rig.client().post(&format!("/api/jobs/{id}/cancel"), &json!({})).expect("accepted");
     let job = rig.wait_ended(&id);
     assert_eq!(job["outcome"]["kind"], "cancelled", "{job:#}\n{}", rig.why(&id));
     assert_eq!(rig.marked(), Vec::<u32>::new());
     assert_eq!(job["attempts"][0]["tree_stop"], "best_effort", "{job:#}");
-    assert_eq!(job["degraded"].as_array().map(Vec::len), Some(1), "{job:#}");
+    assert_eq!(job["degraded"].as_array().map(Vec::len), Some(3), "{job:#}");
 }

@@ -112,6 +112,7 @@ impl Keep {
             memory_bytes_max: None,
             pids_max: None,
             freeze_below_bytes: 0,
+            idle_output_ms: None,
             cgroup: name,
         };
         Self { dir, spec, user, holder: None }
@@ -222,6 +223,15 @@ impl Keep {
         sentinel.valid().is_some_and(|it| it.keeper.pid == process.pid())
     }
 
+    /// Waits until its keeper has beaten so many times more: each time it has taken in all that had happened before.
+    pub(crate) fn wait_beats(&self, count: u32) {
+        let at = |keep: &Self| outlive_supervisor::read_sentinel(&keep.dir).valid().map(|it| it.at);
+        for _ in 0..count {
+            let before = at(self);
+            self.wait_until("a heartbeat", |keep| at(keep).is_some_and(|now| Some(now) != before));
+        }
+    }
+
     /// Waits until a condition on the directory's files holds.
     pub(crate) fn wait_until(&self, what: &str, holds: impl FnMut(&Self) -> bool) {
         wait_for_files(&self.dir, what, self, holds);
@@ -249,12 +259,18 @@ impl Keep {
 
     /// A FIFO on which the agent waits by `read x < go`; to be held as long as it may wait.
     pub(crate) fn gate(&self) -> File {
-        let path = self.path("go");
+        let path = self.fifo("go");
+        OpenOptions::new().read(true).write(true).open(path).expect("opens")
+    }
+
+    /// A FIFO that nobody holds yet: whoever opens it waits for the other side.
+    pub(crate) fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
         let mode = rustix::fs::Mode::from(0o666);
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
             .expect("a FIFO");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("open to all");
-        OpenOptions::new().read(true).write(true).open(path).expect("opens")
+        path
     }
 
     /// Every process of the machine that carries this keep directory's mark.

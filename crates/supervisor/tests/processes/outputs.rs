@@ -12,6 +12,7 @@ use crate::fixture::{Keep, User, exited, go, is_root, users};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("output_into_files_is_byte_exact_and_appended", files_exact),
     ("output_through_pipes_is_byte_exact_even_for_tee_dev_stderr", pipes_exact),
+    ("output_of_an_agent_that_is_late_to_open_its_pipes_is_not_lost", late_agent),
     ("both_streams_into_one_file_lose_nothing", one_file),
     ("output_over_its_limit_ends_the_tree", output_limit),
     ("a_full_disk_makes_the_agent_wait_and_loses_nothing", full_disk),
@@ -50,6 +51,22 @@ fn pipes_exact() {
         assert_eq!(outcome.output_to, [out.len() as u64, err.len() as u64]);
         assert_eq!(outcome.ending, exited(9));
     }
+}
+
+fn late_agent() {
+    let mut keep = Keep::script(User::Same, "seq 1 1000; seq 1 9 >&2; exit 3");
+    keep.serve();
+    keep.spec.capture = Capture::Pipe;
+    keep.spec.heartbeat_ms = 50;
+    // Its child opens standard input first, and waits there: the pipes have no writer of its own while the supervisor watches them.
+    let late = keep.fifo("late");
+    keep.spec.stdin = late.to_str().map(str::to_owned);
+    let keeper = keep.start();
+    keep.wait_beats(3);
+    drop(fs::OpenOptions::new().write(true).open(&late).expect("somebody waits there"));
+    assert_eq!(keeper.wait().code(), Some(0), "{}", keep.read("keeper.err"));
+    assert_eq!(keep.recorded().0.ending, exited(3));
+    assert!(keep.read("out") == seq(1000) && keep.read("err") == seq(9), "{}", keep.read("out"));
 }
 
 fn one_file() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use outlive_core::spec::{Ending, Proof, StopCause};
+use outlive_core::spec::{Capture, Ending, Limit, Proof, StopCause};
 
 use crate::fixture::{Keep, Process, User, exited, go, is_root, open, users, wait_gone};
 
@@ -19,6 +19,9 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_frozen_tree_is_ended_in_version_2", frozen_unified),
     ("a_frozen_tree_is_ended_in_version_1", frozen_freezer),
     ("an_out_of_memory_kill_is_told_from_other_kills", out_of_memory),
+    ("a_silent_agent_is_stopped_if_it_may_not_be_silent", silent),
+    ("a_frozen_agent_is_not_taken_for_a_silent_one", frozen_is_not_silent),
+    ("limits_that_nothing_enforces_are_told", unenforced),
     ("a_tree_cannot_have_more_processes_than_its_limit", pids_limit),
 ];
 
@@ -160,6 +163,12 @@ fn leaf(keep: &Keep, file: &str) -> Option<std::path::PathBuf> {
     dirs.iter().map(|dir| std::path::Path::new(dir).join(file)).find(|path| path.exists())
 }
 
+/// What freezes a tree by hand: the file, what to write to freeze, and what to thaw.
+pub(crate) fn freezers(keep: &Keep) -> Vec<(std::path::PathBuf, &'static str, &'static str)> {
+    let all = [("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED")];
+    all.into_iter().filter_map(|(file, on, off)| Some((leaf(keep, file)?, on, off))).collect()
+}
+
 fn frozen_unified() {
     let keep = Keep::script(User::Same, "echo ready; while :; do sleep 1000; done");
     let keeper = keep.start();
@@ -224,6 +233,77 @@ fn out_of_memory() {
     assert!((32 << 20..=64 << 20).contains(&outcome.peak_memory_bytes), "{outcome:?}");
     let keep = Keep::script(User::Same, "kill -KILL $$");
     assert!(!keep.run().0.oom);
+}
+
+fn silent() {
+    for &user in users() {
+        for capture in [Capture::File, Capture::Pipe] {
+            let mut keep = Keep::script(user, "echo one; exec sleep 1000");
+            keep.spec.capture = capture;
+            keep.spec.idle_output_ms = Some(200);
+            let (outcome, _) = keep.run();
+            assert_eq!(outcome.stop, Some(StopCause::IdleOutput), "{outcome:?}");
+            assert_eq!((outcome.ending, keep.read("out")), (Ending::Signaled(15), "one\n".into()));
+        }
+    }
+}
+
+fn frozen_is_not_silent() {
+    let mut keep = Keep::script(User::Same, "echo ready; read x < go; echo done; exit 5");
+    keep.spec.capture = Capture::Pipe;
+    keep.spec.idle_output_ms = Some(3000);
+    keep.spec.heartbeat_ms = 500;
+    let gate = keep.gate();
+    let keeper = keep.start();
+    keep.wait_for_output("ready");
+    let freezers = freezers(&keep);
+    if freezers.is_empty() {
+        println!("NOT COVERED: nothing to freeze with");
+        keep.stop_now(0);
+        keeper.wait();
+        return;
+    }
+    for (file, on, _) in &freezers {
+        fs::write(file, on).expect("frozen");
+    }
+    // Longer than it may be silent; and then it does not have to wait for us.
+    keep.wait_beats(8);
+    go(&gate);
+    for (file, _, off) in &freezers {
+        fs::write(file, off).expect("thawed");
+    }
+    assert_eq!(keeper.wait().code(), Some(0));
+    let (outcome, _) = keep.recorded();
+    assert_eq!((outcome.ending, outcome.stop), (exited(5), None));
+    assert_eq!(keep.read("out"), "ready\ndone\n");
+}
+
+fn unenforced() {
+    for &user in users() {
+        let mut keep = Keep::script(user, "echo ready; read x < go");
+        keep.spec.memory_bytes_max = Some(1 << 30);
+        keep.spec.pids_max = Some(1000);
+        let gate = keep.gate();
+        let keeper = keep.start();
+        keep.wait_for_output("ready");
+        let holds = |file, number: &str| {
+            let text = leaf(&keep, file).map(|path| fs::read_to_string(path).expect("reads"));
+            text.is_some_and(|text| text.trim() == number)
+        };
+        let memory =
+            holds("memory.max", "1073741824") || holds("memory.limit_in_bytes", "1073741824");
+        let missing = [(Limit::Memory, memory), (Limit::Pids, holds("pids.max", "1000"))];
+        let missing = missing.into_iter().filter(|(_, held)| !held).map(|(limit, _)| limit);
+        assert_eq!(keep.started().unenforced, missing.collect::<Vec<_>>());
+        if user == User::Nobody {
+            assert_eq!(keep.started().unenforced, [Limit::Memory, Limit::Pids]);
+        }
+        go(&gate);
+        assert_eq!(keeper.wait().code(), Some(0));
+    }
+    let keep = Keep::script(User::Same, "exit 0");
+    keep.run();
+    assert!(keep.started().unenforced.is_empty(), "what was not asked for is not missed");
 }
 
 fn pids_limit() {

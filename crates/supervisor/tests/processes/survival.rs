@@ -5,7 +5,7 @@ use std::fs;
 use outlive_core::evidence::{Lock, Seen};
 use outlive_core::spec::{Capture, Ending, Reading, StopCause};
 use outlive_supervisor::exit;
-use rustix::process::Signal;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::fixture::{
     Keep, User, bury, exited, go, keeps_exit_status, open, open_ref, users, wait_gone,
@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_caretaker_holds_the_deadline_that_passed_without_anybody", caretaker_deadline),
     ("a_caretaker_obeys_a_stop_that_nobody_was_there_to_hear", caretaker_stop),
     ("an_agent_that_ended_unseen_leaves_its_survivors_alone_until_a_stop", ended_unseen),
+    ("what_is_left_alone_is_not_left_frozen", left_alone_thawed),
     ("a_caretaker_leaves_what_belongs_to_another_boot_or_nobody", not_here),
 ];
 
@@ -232,6 +233,30 @@ fn ended_unseen() {
         assert_eq!((evidence.outcome, evidence.survivors), (Reading::Absent, 0));
         assert!(evidence.tree_empty.valid().expect("recorded").killed >= 3);
     }
+}
+
+fn left_alone_thawed() {
+    let keep = Keep::script(User::Same, "setsid sh -c 'read x < go; echo >> out tool' & wait");
+    let gate = keep.gate();
+    let keeper = keep.start();
+    keep.wait_beats(1);
+    let freezers = crate::stopping::freezers(&keep);
+    if freezers.is_empty() {
+        println!("NOT COVERED: nothing to freeze with");
+    }
+    keeper.kill();
+    let agent = keep.started().agent;
+    pidfd_send_signal(open_ref(&agent), Signal::KILL).expect("signalled");
+    bury(&agent);
+    for (file, frozen, _) in &freezers {
+        fs::write(file, frozen).expect("frozen");
+    }
+    assert_eq!(keep.caretake().wait().code(), Some(i32::from(exit::UNPROVEN)));
+    go(&gate);
+    // Frozen it could not.
+    keep.wait_for_output("tool");
+    keep.stop(StopCause::Cancel, 0);
+    assert_eq!(keep.caretake().wait().code(), Some(0), "{}", keep.read("keeper.err"));
 }
 
 fn not_here() {

@@ -108,6 +108,8 @@ fn started(agent: Seen) -> Evidence {
         deadline_boot_ms: None,
         pipes: None,
         output_from: [0, 0],
+        namespace: None,
+        unenforced: vec![],
     };
     Evidence { started: Reading::Valid(started), agent, ..nothing() }
 }

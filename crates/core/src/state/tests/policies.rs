@@ -75,6 +75,7 @@ fn each_end_is_told_as_what_it_is() {
         (Look::SaidDone, OutcomeKind::Completed, EndedBy::ResultRecord),
         (Look::Stopped(StopCause::Timeout), OutcomeKind::TimedOut, EndedBy::Signal),
         (Look::Stopped(StopCause::OutputLimit), OutcomeKind::Failed, EndedBy::Signal),
+        (Look::Stopped(StopCause::IdleOutput), OutcomeKind::Failed, EndedBy::Signal),
         (Look::RebootedLate, OutcomeKind::TimedOut, EndedBy::Signal),
         (Look::LaunchFailed, OutcomeKind::Failed, EndedBy::LaunchFailed),
     ];

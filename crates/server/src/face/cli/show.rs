@@ -62,6 +62,7 @@ fn report(job: &Value, now: Timestamp) -> String {
     }
     report.line("agent", &agent(job));
     report.line("output", &output(job));
+    report.line("NOTE", &stalled(job));
     report.line("usage", &usage(job));
     report.line("resources", &resources(job));
     for note in items(job, "/degraded").iter().filter_map(|note| note.as_str()) {
@@ -190,13 +191,20 @@ fn agent(job: &Value) -> String {
         "" => String::new(),
         reason => format!("FROZEN: {reason}"),
     };
-    joined(&[at(job, "/evidence/agent"), &pid.unwrap_or_default(), &beat, &frozen], ", ")
+    let (pid, warning) = (pid.unwrap_or_default(), at(job, "/heartbeat/warning"));
+    joined(&[at(job, "/evidence/agent"), &pid, &beat, warning, &frozen], ", ")
 }
 
 fn output(job: &Value) -> String {
     let size = number(job, "/output_bytes").map(bytes).unwrap_or_default();
     let truncated = job["output_truncated"].as_bool() == Some(true);
     joined(&[&size, if truncated { "TRUNCATED by somebody" } else { "" }], ", ")
+}
+
+/// A notice only: nothing follows from it.
+fn stalled(job: &Value) -> String {
+    let time = number(job, "/stalled/for_s").map(Duration::from_secs);
+    time.map(|time| format!("no output for {}", exact(time))).unwrap_or_default()
 }
 
 fn usage(job: &Value) -> String {
@@ -254,6 +262,7 @@ mod tests {
             "resources": { "cpu_s": 1.25, "peak_memory_bytes": 1_572_864 },
             "heartbeat": { "class": "fresh", "age_s": 12 },
             "evidence": { "agent": "alive", "agent_pid": 77 },
+            "stalled": { "since": "2026-01-02T02:54:10.000Z", "for_s": 600 },
             "output_bytes": 509, "output_truncated": false, "degraded": ["no cgroup"],
             "actions": ["resume", "retry", "remove"],
         })
@@ -272,6 +281,7 @@ attempt    1 (turn 1): interrupted (unproven): reboot; ended by interruption aft
 attempt    2 (turn 2, resumed): under way
 agent      alive, pid 77, heartbeat fresh, 12.0 s ago
 output     509 bytes
+NOTE       no output for 10m 00s
 usage      12 tokens in, 34 tokens out, $0.0123
 resources  1.2 s of CPU, at most 1.5 MiB of memory
 degraded   no cgroup

@@ -73,6 +73,9 @@ pub(super) struct Task {
     /// Running time allowed to each attempt, as 90s, 30m, 2h or seconds [default: 2h]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// Stop it when it has written nothing for this long, as 90s, 10m or seconds [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    idle_output: Option<Duration>,
     /// 0 to 100, higher first [default: 50]
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
@@ -131,6 +134,7 @@ impl Task {
             ("engine_options", (!options.is_empty()).then_some(Value::Object(options))),
             ("prompt", prompt.map(Value::from)),
             ("timeout_s", self.timeout.map(seconds)),
+            ("limits", self.idle_output.map(|time| json!({ "idle_output_s": seconds(time) }))),
             ("priority", self.priority.map(Value::from)),
             ("model", self.model.map(Value::from)),
             ("env", (!env.is_empty()).then_some(json!(env))),

@@ -60,7 +60,8 @@ pub(super) async fn of_job(
                 let over = matches!(job.phase, Phase::Ended { .. } | Phase::Unknown { .. });
                 if job.changed > seen || over {
                     seen = job.changed;
-                    let told = event("job", seen, &shown::job(job, &state, &app.paths));
+                    let told =
+                        event("job", seen, &shown::job(job, &state, &app.paths, app.patience));
                     if sender.send(Ok(told)).await.is_err() || over {
                         return;
                     }

@@ -46,7 +46,7 @@ pub(super) async fn submit(
     };
     let location = [(header::LOCATION, format!("/api/jobs/{id}"))];
     let body = match app.handle.view().job(&id) {
-        Some(job) => shown::job(job, &app.handle.view(), &app.paths),
+        Some(job) => shown::job(job, &app.handle.view(), &app.paths, app.patience),
         // Removed meanwhile, or by an earlier request with the same key.
         None => json!({ "id": id, "phase": "removed" }),
     };
@@ -131,7 +131,7 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let job = app.find(&id)?;
-    Ok(Json(shown::job(&job, &app.handle.view(), &app.paths)))
+    Ok(Json(shown::job(&job, &app.handle.view(), &app.paths, app.patience)))
 }
 
 pub(super) async fn why(
@@ -155,7 +155,7 @@ async fn ask_and_show(app: &App, id: JobId, request: Request) -> Result<Json<Val
     app.ask(request).await?;
     let state = app.handle.view();
     let job = state.job(&id).ok_or_else(|| super::unknown(id.as_str()))?;
-    Ok(Json(shown::job(job, &state, &app.paths)))
+    Ok(Json(shown::job(job, &state, &app.paths, app.patience)))
 }
 
 pub(super) async fn start(

@@ -1,21 +1,19 @@
 //! Jobs and repos as the API shows them: shapes of their own, so that the inside can change.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use outlive_core::evidence::Seen;
-use outlive_core::job::{Action, Attempt, Job, Outcome, Phase, WaitReason};
+use outlive_core::heartbeat::Heartbeat;
+use outlive_core::job::{Action, Attempt, Job, Outcome, Phase, WaitReason, Work};
 use outlive_core::repo::{Repo, RepoPhase};
-use outlive_core::spec::{Freeze, Reading};
+use outlive_core::spec::{Freeze, Limit, Reading, Started};
 use outlive_core::state::State;
-use outlive_core::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::clock::{self, rfc3339};
 use crate::data_dir::Paths;
-
-/// A heartbeat is fresh below this age, in seconds; stale below the next; dead from there on.
-const STALE_S: u64 = 120;
-const DEAD_S: u64 = 600;
+use crate::face::http::Patience;
 
 /// A job in a list: without its prompts.
 pub(super) fn summary(job: &Job, state: &State) -> Value {
@@ -36,10 +34,10 @@ pub(super) fn summary(job: &Job, state: &State) -> Value {
 }
 
 /// A job, whole.
-pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths) -> Value {
+pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths, patience: Patience) -> Value {
     let mut shown = summary(job, state);
     let session = job.session();
-    let live = live_attempt(job, paths);
+    let live = live_attempt(job, paths, patience);
     let last = job.attempts.iter().rev().find_map(|attempt| attempt.end.as_ref());
     let more = json!({
         "timeout_s": job.task.timeout_ms / 1000,
@@ -63,13 +61,15 @@ pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths) -> Value {
         "resources": last.map(|end| json!({
             "cpu_s": seconds(end.cpu_ms), "peak_memory_bytes": end.peak_memory_bytes,
         })),
-        "heartbeat": live.heartbeat, "evidence": live.evidence, "frozen": live.frozen,
+        "limits": job_limits(job),
+        "heartbeat": live.heartbeat, "stalled": live.stalled, "evidence": live.evidence,
+        "frozen": live.frozen,
         "output_bytes": output_bytes(job, paths), "output_truncated": truncated(job, paths),
         "workspace": session.and_then(|session| session.workspace.as_ref()).map(|made| json!({
             "path": paths.workspace(&job.id, job.sessions.len().saturating_sub(1)),
             "made_by": made.made_by, "base_commit": made.base_commit, "branch": made.branch,
         })),
-        "degraded": degraded(job),
+        "degraded": degraded(job, &live.unenforced),
     });
     if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
         shown.extend(more);
@@ -148,32 +148,40 @@ fn ended_at(job: &Job) -> Option<String> {
     job.attempts.last().and_then(|attempt| attempt.end.as_ref()).map(|end| rfc3339(end.ended_at))
 }
 
+#[derive(Default)]
 struct Live {
     heartbeat: Value,
+    stalled: Value,
     evidence: Value,
     frozen: Value,
+    unenforced: Vec<Limit>,
 }
 
 /// What can be seen of the attempt that is, or may be, alive.
-fn live_attempt(job: &Job, paths: &Paths) -> Live {
-    let none = Live { heartbeat: Value::Null, evidence: Value::Null, frozen: Value::Null };
-    let Some(work) = job.phase.work(&job.id) else { return none };
-    let Ok(here) = outlive_supervisor::Here::observe() else { return none };
+fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
+    let Some(work) = job.phase.work(&job.id) else { return Live::default() };
+    let Ok(here) = outlive_supervisor::Here::observe() else { return Live::default() };
     let dir = paths.keep(&work);
     let evidence = outlive_supervisor::probe(&dir, &here);
     let heartbeat = match outlive_supervisor::read_sentinel(&dir) {
-        Reading::Valid(sentinel) => heartbeat(sentinel.at, clock::now()),
+        Reading::Valid(sentinel) => {
+            heartbeat(patience.heartbeat_ages.look(sentinel.at, clock::now()))
+        }
         Reading::Absent => Value::Null,
         Reading::Damaged(why) => json!({ "class": "damaged", "problem": why }),
     };
     let started = evidence.started.valid();
+    let running = started.filter(|_| evidence.agent == Seen::Alive && work_is_attempt(&work));
+    let stalled = running.map_or(Value::Null, |started| stalled(job, started, paths, patience));
     let agent = match evidence.agent {
         Seen::NotNamed => "not started",
         Seen::Alive => "alive",
         Seen::Gone => "gone",
         Seen::OtherBoot => "of another boot",
         Seen::OtherNamespace => "of another pid namespace",
+        Seen::NamespaceEnded => "of a pid namespace that has ended",
     };
+    let unenforced = started.map_or_else(Vec::new, |started| started.unenforced.clone());
     let evidence = json!({
         "agent": agent, "agent_pid": started.map(|started| started.agent.pid),
         "keeper_pid": started.map(|started| started.keeper.pid),
@@ -183,7 +191,9 @@ fn live_attempt(job: &Job, paths: &Paths) -> Live {
     });
     let freeze = outlive_supervisor::read_freeze(&dir);
     let frozen = freeze.valid().map_or(Value::Null, frozen);
-    Live { heartbeat, evidence, frozen }
+    // Frozen it cannot write, and says so.
+    let stalled = if frozen.is_null() { stalled } else { Value::Null };
+    Live { heartbeat, stalled, evidence, frozen, unenforced }
 }
 
 /// That it stands still because its disk is nearly full.
@@ -196,18 +206,38 @@ fn frozen(freeze: &Freeze) -> Value {
     json!({ "since": rfc3339(freeze.at), "reason": reason })
 }
 
-/// The class of a heartbeat. A clock alone decides nothing; this is for people and dashboards.
-fn heartbeat(at: Timestamp, now: Timestamp) -> Value {
-    if at > now {
-        return json!({ "class": "stale", "age_s": 0, "warning": "it is from the future" });
+fn work_is_attempt(work: &Work) -> bool {
+    match work {
+        Work::Attempt { .. } => true,
+        Work::Operation { .. } => false,
     }
-    let age = now.since(at).as_secs();
-    let class = match age {
-        0..STALE_S => "fresh",
-        STALE_S..DEAD_S => "stale",
-        _ => "dead",
-    };
-    json!({ "class": class, "age_s": age })
+}
+
+fn heartbeat(seen: Heartbeat) -> Value {
+    let warning = seen.from_the_future.then_some("it is from the future: a clock was set");
+    json!({ "class": seen.class, "age_s": seen.age.as_secs(), "warning": warning })
+}
+
+/// A notice that the output has not grown for long. Nothing follows from it.
+fn stalled(job: &Job, started: &Started, paths: &Paths, patience: Patience) -> Value {
+    let Some(session) = job.session() else { return Value::Null };
+    let files = paths.output(&job.id, &session.id);
+    let grown = files.iter().filter_map(|path| path.metadata().ok()?.modified().ok());
+    let since = grown.map(clock::timestamp).chain([started.at]).max().unwrap_or(started.at);
+    let age = clock::now().since(since);
+    if age < patience.stall {
+        return Value::Null;
+    }
+    json!({ "since": rfc3339(since), "for_s": age.as_secs() })
+}
+
+fn job_limits(job: &Job) -> Value {
+    let limits = &job.task.limits;
+    json!({
+        "memory_bytes": limits.memory_bytes, "pids": limits.pids,
+        "output_bytes": limits.output_bytes,
+        "idle_output_s": limits.idle_output_ms.map(|millis| millis / 1000),
+    })
 }
 
 fn output_bytes(job: &Job, paths: &Paths) -> u64 {
@@ -229,11 +259,25 @@ fn truncated(job: &Job, paths: &Paths) -> bool {
     })
 }
 
-fn degraded(job: &Job) -> Vec<&'static str> {
+/// What the job asked for and did not get whole.
+fn degraded(job: &Job, unenforced_now: &[Limit]) -> Vec<&'static str> {
+    let ends = || job.attempts.iter().filter_map(|attempt| attempt.end.as_ref());
+    let best_effort = ends().any(|end| end.best_effort);
     let best_effort =
-        job.attempts.iter().any(|a| a.end.as_ref().is_some_and(|end| end.best_effort));
-    let note = "no cgroup: its process tree was ended as far as it could be found";
-    best_effort.then_some(note).into_iter().collect()
+        best_effort.then_some("no cgroup: its process tree was ended as far as it could be found");
+    let unenforced: BTreeSet<&'static str> = ends()
+        .flat_map(|end| &end.unenforced)
+        .chain(unenforced_now)
+        .map(|limit| match limit {
+            Limit::Memory => {
+                "its memory limit is not enforced: no memory controller can be written here"
+            }
+            Limit::Pids => {
+                "its limit of processes is not enforced: no pids controller can be written here"
+            }
+        })
+        .collect();
+    best_effort.into_iter().chain(unenforced).collect()
 }
 
 /// A repo.
@@ -247,21 +291,4 @@ pub(super) fn repo(repo: &Repo) -> Value {
         "name": repo.name, "source": repo.source, "branch": repo.branch, "owner": repo.owner,
         "phase": phase, "reason": reason, "created_at": rfc3339(repo.created_at),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn heartbeat_classes_have_the_promised_edges() {
-        let class = |age_s: u64| {
-            let value = heartbeat(Timestamp(0), Timestamp(age_s * 1000));
-            value["class"].as_str().map(str::to_string)
-        };
-        let classes = [0, 119, 120, 599, 600].map(|age| class(age).unwrap_or_default());
-        assert_eq!(classes, ["fresh", "fresh", "stale", "stale", "dead"]);
-        let future = heartbeat(Timestamp(5), Timestamp(4));
-        assert_eq!((future["class"].as_str(), future["warning"].is_null()), (Some("stale"), false));
-    }
 }

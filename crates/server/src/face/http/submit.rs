@@ -69,6 +69,7 @@ struct RawLimits {
     memory_bytes: Option<u64>,
     pids: Option<u64>,
     output_bytes: Option<u64>,
+    idle_output_s: Option<f64>,
 }
 
 fn bad(field: &str, problem: impl std::fmt::Display) -> Problem {
@@ -105,7 +106,6 @@ impl Raw {
             let most = limits::INTERRUPTS_MAX;
             return Err(bad("max_interrupts", format!("must be at most {most}")));
         }
-        let raw_limits = self.limits.unwrap_or_default();
         let task = Task {
             repos: parse_repos(self.repo, self.repos)?,
             engine: engine.name.to_string(),
@@ -116,11 +116,7 @@ impl Raw {
             on_interrupt,
             on_unknown,
             max_interrupts,
-            limits: TaskLimits {
-                memory_bytes: raw_limits.memory_bytes,
-                pids: raw_limits.pids,
-                output_bytes: raw_limits.output_bytes,
-            },
+            limits: parse_limits(&self.limits.unwrap_or_default())?,
             env: parse_env(self.env.unwrap_or_default())?,
             title: parse_line("title", self.title)?,
             group: parse_line("group", self.group)?,
@@ -211,14 +207,28 @@ fn parse_on_interrupt(asked: Option<OnInterrupt>, engine: &Engine) -> Result<OnI
     }
 }
 
+fn parse_limits(raw: &RawLimits) -> Result<TaskLimits, Problem> {
+    let idle = |seconds| parse_running_time("limits.idle_output_s", seconds);
+    Ok(TaskLimits {
+        memory_bytes: raw.memory_bytes,
+        pids: raw.pids,
+        output_bytes: raw.output_bytes,
+        idle_output_ms: raw.idle_output_s.map(idle).transpose()?,
+    })
+}
+
 /// Reads a running time in seconds.
 pub(super) fn parse_timeout(seconds: Option<f64>) -> Result<u64, Problem> {
-    let (least, most) = (limits::TIMEOUT_MIN, limits::TIMEOUT_MAX);
     let asked = seconds.unwrap_or(limits::TIMEOUT_DEFAULT.as_secs_f64());
-    let duration = std::time::Duration::try_from_secs_f64(asked).unwrap_or_default();
+    parse_running_time("timeout_s", asked)
+}
+
+fn parse_running_time(field: &str, seconds: f64) -> Result<u64, Problem> {
+    let (least, most) = (limits::TIMEOUT_MIN, limits::TIMEOUT_MAX);
+    let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
     if duration < least || duration > most {
         let (least, most) = (least.as_secs(), most.as_secs());
-        return Err(bad("timeout_s", format!("must be {least} to {most} seconds")));
+        return Err(bad(field, format!("must be {least} to {most} seconds")));
     }
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

@@ -27,6 +27,8 @@ fn every_flag_becomes_its_field() {
         "demo",
         "--timeout",
         "30m",
+        "--idle-output",
+        "10m",
         "--priority",
         "7",
         "--model",
@@ -54,7 +56,7 @@ fn every_flag_becomes_its_field() {
     ];
     let expected = json!({
         "repo": "web", "engine": "demo", "engine_options": { "lines": 3, "word": "hi" },
-        "prompt": "go", "timeout_s": 1800, "priority": 7, "model": "big",
+        "prompt": "go", "timeout_s": 1800, "limits": { "idle_output_s": 600 }, "priority": 7, "model": "big",
         "env": { "A": "b=c", "B": "" }, "on_interrupt": "retry", "on_unknown": "fail",
         "start_after": "2026-12-31T08:00:00.000Z", "title": "T", "group": "G", "hold": true,
     });
