@@ -375,6 +375,39 @@ mod tests {
         assert_eq!(own_groups("a - b\n\n - \nx", "0:\n::\n:"), vec![]);
     }
 
+    /// A leaf whose files are plain ones: what would be written to a kernel that has both versions.
+    fn hybrid(name: &str) -> (Leaf, PathBuf) {
+        let root = std::env::temp_dir().join(format!("outlive-{name}-{}", std::process::id()));
+        let dirs = [("cgroup.freeze", Kind::Unified), ("freezer.state", Kind::Freezer)];
+        let dirs = dirs.map(|(file, kind)| {
+            let path = root.join(file).with_extension("d");
+            fs::create_dir_all(&path).expect("made");
+            fs::write(path.join(file), "").expect("written");
+            Dir { path, kind, enforces: Vec::new() }
+        });
+        (Leaf { dirs: dirs.into() }, root)
+    }
+
+    #[test]
+    fn a_hybrid_leaf_is_frozen_and_thawed_in_both_versions() {
+        let (leaf, root) = hybrid("hybrid");
+        let states = || {
+            let read = |(kind, file)| fs::read_to_string(leaf.file(kind, file).expect("there"));
+            [(Kind::Unified, "cgroup.freeze"), (Kind::Freezer, "freezer.state")]
+                .map(|at| read(at).expect("reads"))
+        };
+        leaf.freeze();
+        let frozen = states();
+        leaf.thaw();
+        // Each write is one to the kernel; in a plain file it goes over the one before.
+        let thawed = states();
+        fs::remove_dir_all(root).expect("removed");
+        assert_eq!(
+            (frozen, thawed),
+            (["1", "FROZEN"].map(String::from), ["0", "THAWED"].map(String::from))
+        );
+    }
+
     #[test]
     fn a_leaf_without_directories_answers_nothing_and_harms_nobody() {
         let mut leaf = Leaf::default();
