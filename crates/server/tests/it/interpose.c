@@ -1,11 +1,13 @@
-/* Kills a chosen process by SIGKILL just before its Nth call that changes something outside it: a write, a sync, a letter, a
-   rename, a removal, a link, a fork, an exec. Loaded by LD_PRELOAD into everything a test starts; it acts only where it is meant to.
+/* Kills a chosen process by SIGKILL just before its Nth call that changes something outside it: a write, a sync, a rename, a
+   removal, a link, a fork, an exec. Loaded by LD_PRELOAD into everything a test starts; it acts only where it is meant to.
 
    FI_TARGET  the first argument of the processes meant ("serve", "supervise")
    FI_IN      a text that one of their arguments contains; may be absent
    FI_AT      N, from 1; absent or 0: only count
    FI_DONE    created exclusively, with the pid in it, by the one process that dies: nobody dies after it
    FI_COUNT   a file of eight bytes that holds the highest count any process has reached
+   FI_LIES    first arguments of processes, separated by commas, whose syncs do nothing and say that all is well: a planted bug
+   FI_ABOUT   texts, separated by commas: only syncs of a file with one of them in its path do nothing
 
    Children between fork and exec are not counted: they have crash points of their own. */
 #define _GNU_SOURCE
@@ -19,7 +21,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -31,19 +32,45 @@ static unsigned long at;
 static const char *done;
 static unsigned long calls;
 static unsigned long *most;
+static int lies;
+
+static int is_lied_about(int fd)
+{
+    const char *texts = getenv("FI_ABOUT");
+    char link[64], path[4096], text[256];
+    if (!lies || !texts) return lies;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length < 0 ? 0 : length] = 0;
+    for (const char *at = texts; *at; at += strcspn(at, ","), at += *at == ',') {
+        snprintf(text, sizeof text, "%.*s", (int)strcspn(at, ","), at);
+        if (strstr(path, text)) return 1;
+    }
+    return 0;
+}
+
+static int is_listed(const char *list, const char *word)
+{
+    size_t length = strlen(word);
+    for (const char *at = list; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (!strncmp(at, word, length) && (at[length] == ',' || !at[length])) return 1;
+    return 0;
+}
 
 __attribute__((constructor)) static void decide(void)
 {
     const char *wanted = getenv("FI_TARGET"), *in = getenv("FI_IN");
     char line[8192];
     int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-    if (!wanted || fd < 0) return;
+    if (fd < 0) return;
     ssize_t length = read(fd, line, sizeof line - 1);
     close(fd);
     if (length <= 0) return;
     line[length] = 0;
     const char *verb = line + strlen(line) + 1, *end = line + length;
-    if (verb >= end || strcmp(verb, wanted)) return;
+    if (verb >= end) return;
+    lies = is_listed(getenv("FI_LIES"), verb);
+    if (!wanted || strcmp(verb, wanted)) return;
     int found = !in;
     for (const char *word = verb; word < end; word += strlen(word) + 1)
         found |= in && strstr(word, in) != NULL;
@@ -104,10 +131,12 @@ OF_FILE(ssize_t, write, (int fd, const void *b, size_t n), (fd, b, n))
 OF_FILE(ssize_t, writev, (int fd, const struct iovec *v, int n), (fd, v, n))
 OF_FILE(ssize_t, pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o))
 OF_FILE(ssize_t, pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o))
-ANY(ssize_t, sendmsg, (int fd, const struct msghdr *m, int f), (fd, m, f))
-ANY(int, fsync, (int fd), (fd))
-ANY(int, fdatasync, (int fd), (fd))
-ANY(int, syncfs, (int fd), (fd))
+#define SYNC(name) \
+    int name(int fd) { if (is_lied_about(fd)) return 0; REAL(name); passing(); return real(fd); }
+
+SYNC(fsync)
+SYNC(fdatasync)
+SYNC(syncfs)
 ANY(int, rename, (const char *a, const char *b), (a, b))
 ANY(int, renameat, (int d, const char *a, int e, const char *b), (d, a, e, b))
 ANY(int, renameat2, (int d, const char *a, int e, const char *b, unsigned f), (d, a, e, b, f))

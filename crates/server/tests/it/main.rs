@@ -1,5 +1,6 @@
 //! Tests with real processes, in one binary.
 
+mod blocks;
 mod case;
 mod claude;
 mod crashes;

@@ -18,6 +18,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Those that live on a block device and differ in how they write to it.
+    pub(crate) const ON_BLOCKS: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tmpfs => "tmpfs",
@@ -50,7 +53,7 @@ impl Kind {
 pub(crate) fn make(kind: Kind, on: &Path, mib: u64) -> Result<(), String> {
     let mut command = Command::new(format!("mkfs.{}", kind.name()));
     match kind {
-        Kind::Ext4 => command.arg("-qF").arg(on).arg(format!("{mib}M")),
+        Kind::Ext4 => command.args(["-qF", "-b", "4096"]).arg(on).arg(format!("{mib}M")),
         Kind::Xfs => command.args(["-qf", "-d"]).arg(format!("size={mib}m")).arg(on),
         Kind::Btrfs | Kind::BtrfsNodatacow => {
             command.args(["-qf", "-b"]).arg(format!("{mib}M")).arg(on)
@@ -64,6 +67,7 @@ pub(crate) fn make(kind: Kind, on: &Path, mib: u64) -> Result<(), String> {
 #[derive(Debug)]
 pub(crate) struct Mount {
     place: PathBuf,
+    is_mounted: bool,
     /// Where it was made, if we made that too; goes after it.
     dir: Option<tempfile::TempDir>,
 }
@@ -92,7 +96,7 @@ impl Mount {
             fs::create_dir(&place).map_err(|error| error.to_string())?;
             let size = format!("size={mib}m");
             run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&place))?;
-            return Ok(Self { place, dir: Some(dir) });
+            return Ok(Self { place, is_mounted: true, dir: Some(dir) });
         }
         let file = fs::File::create(&image).map_err(|error| error.to_string())?;
         file.set_len(mib << 20).map_err(|error| error.to_string())?;
@@ -107,16 +111,26 @@ impl Mount {
         fs::create_dir_all(place).map_err(|error| error.to_string())?;
         let options = format!("{},{more}", kind.options());
         run(Command::new("mount").args(["-t", kind.name(), "-o", &options]).arg(what).arg(place))?;
-        Ok(Self { place: place.to_path_buf(), dir: None })
+        Ok(Self { place: place.to_path_buf(), is_mounted: true, dir: None })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.place
     }
+
+    /// Unmounts it now: everything is on its device then.
+    pub(crate) fn unmount(mut self) -> Result<(), String> {
+        run(Command::new("umount").arg(&self.place))?;
+        self.is_mounted = false;
+        Ok(())
+    }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if !self.is_mounted {
+            return;
+        }
         // Killed processes may need a moment to let go; it is gone from sight at once, and altogether when they are.
         let gone = run(Command::new("umount").arg("--lazy").arg(&self.place));
         if let Err(why) = gone {

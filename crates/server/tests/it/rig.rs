@@ -188,6 +188,8 @@ impl Rig {
         let pid = child.id();
         std::thread::spawn(move || sender.send(child.wait()));
         let status = ended.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            // Nobody else has it in hand any more.
+            signal(pid, "-KILL");
             panic!("server {pid} did not end: {}", self.complaints());
         });
         status.expect("it is our child")
@@ -408,13 +410,18 @@ impl Drop for Rig {
         // Agents outlive their server; in a test they must not outlive the test.
         let keepers = keepers_below(self.dir.path());
         let keepers = keepers.into_iter().chain(keepers_below(&self.data));
-        for pid in keepers.chain(self.marked()) {
+        let left: Vec<u32> = keepers.chain(self.marked()).collect();
+        for pid in &left {
             drop(
                 Command::new("kill")
                     .args(["-KILL", &pid.to_string()])
                     .stderr(Stdio::null())
                     .status(),
             );
+        }
+        if !std::thread::panicking() {
+            // Killed is not gone: what they have open keeps a file system from being unmounted.
+            left.into_iter().for_each(wait_gone);
         }
         if std::thread::panicking() {
             let kept = self.dir.path().display().to_string();

@@ -19,7 +19,7 @@ enum Target {
 }
 
 /// Compiles the library that counts calls and kills.
-fn library() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn library() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("interpose.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/interpose.c");
