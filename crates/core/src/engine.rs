@@ -17,7 +17,7 @@ use crate::ids::{AttemptNo, SessionId};
 use crate::spec::Capture;
 
 pub use options::{BadOption, EngineOptions, nearest};
-pub use read::{Item, Reader, Reading, SessionSign, Usage};
+pub use read::{Item, Limit, Reader, Reading, SessionSign, Usage};
 pub use verdict::{Verdict, verdict};
 
 /// The adaptor for one agent CLI.

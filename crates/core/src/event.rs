@@ -7,10 +7,11 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptNo, JobId, OperationId, RepoName, SessionId};
-use crate::job::{AttemptEnd, Idempotency, Outcome, Task, WaitReason, Work, Workspace};
+use crate::job::{AttemptEnd, Idempotency, Outcome, WaitReason, Work, Workspace};
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::OperationKind;
 use crate::spec::StopCause;
+use crate::task::Task;
 use crate::time::Timestamp;
 
 /// The body of a record: events that happen together or not at all.
@@ -26,6 +27,15 @@ pub struct Transaction {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A server has started and now writes its first record.
+    ServerStarted {
+        /// Counted from 1 over the life of the data directory; starts that wrote nothing are left out.
+        number: u64,
+        /// The program's version.
+        version: String,
+        /// The machine's boot id.
+        boot_id: String,
+    },
     /// A repo was registered; its clone has been planned with it.
     RepoAdded {
         /// Its name.
@@ -157,12 +167,12 @@ pub enum Event {
     JobRequeued {
         /// The job.
         job: JobId,
-        /// The pause before it, if any.
-        not_before: Option<Timestamp>,
+        /// Why.
+        cause: RequeueCause,
+        /// The end of the pause before it, if there is one.
+        until: Option<Timestamp>,
         /// A new session and workspace, rather than the ones it has.
         afresh: Option<SessionId>,
-        /// An interruption's try was used up.
-        interrupted: bool,
     },
     /// It is over.
     JobEnded {
@@ -183,10 +193,15 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
-    /// The key of a removed job may be used anew.
-    KeyForgotten {
+    /// The removal of a job was long ago: its key may be used anew.
+    JobForgotten {
         /// The removed job.
         job: JobId,
+    },
+    /// The removal of a repo was long ago.
+    RepoForgotten {
+        /// The removed repo.
+        name: RepoName,
     },
     /// Something alive was taken over again; nothing changed but who watches.
     Adopted {
@@ -209,9 +224,29 @@ pub enum Event {
     Decided {
         /// The job.
         job: JobId,
-        /// Evidence and rule in plain words.
-        text: String,
+        /// What, in a few words.
+        what: String,
+        /// The evidence in plain words; may be empty.
+        because: String,
+        /// The rule; may be empty.
+        rule: String,
     },
+}
+
+/// Why a job is ready once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequeueCause {
+    /// A person asked for it: it has all its tries again.
+    Asked,
+    /// An interruption: one of its tries is used up.
+    Interruption,
+    /// Its agent met a usage limit.
+    UsageLimit,
+    /// Its agent met an overloaded model.
+    Overload,
+    /// The conversation was opened in the wrong way and nothing was done: still the same try.
+    Reopened,
 }
 
 /// A job at its acceptance.
@@ -233,6 +268,11 @@ pub struct Accepted {
     pub start_after: Option<Timestamp>,
     /// The client's key.
     pub idempotency: Option<Idempotency>,
+}
+
+/// The entity of what belongs to the server as a whole.
+pub fn server_entity() -> EntityKey {
+    EntityKey { kind: EntityKind::Server, name: "server".to_string() }
 }
 
 /// The entity of a job.
@@ -261,7 +301,9 @@ impl Event {
     /// The entity whose history this belongs to. Each event has exactly one, so damage can be contained (I10).
     pub fn entity(&self) -> EntityKey {
         match self {
+            Self::ServerStarted { .. } => server_entity(),
             Self::RepoAdded { name, .. }
+            | Self::RepoForgotten { name }
             | Self::RepoReady { name }
             | Self::RepoFailed { name, .. }
             | Self::RepoRemoved { name } => repo_entity(name),
@@ -284,7 +326,7 @@ impl Event {
             | Self::JobEnded { job, .. }
             | Self::TurnAdded { job, .. }
             | Self::JobRemoved { job }
-            | Self::KeyForgotten { job }
+            | Self::JobForgotten { job }
             | Self::Decided { job, .. } => job_entity(job),
             Self::Adopted { work }
             | Self::CaretakerPlanned { work, .. }

@@ -10,87 +10,17 @@
 //!                  queued <──resume, retry── ended, unknown
 //! ```
 
-use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{EngineOptions, SessionSign, Usage};
+use crate::engine::{SessionSign, Usage};
 use crate::evidence::AgentResult;
 use crate::ids::{AttemptNo, JobId, Lsn, OperationId, RepoName, SessionId};
 use crate::spec::{Limit, StopCause};
+use crate::task::Task;
 use crate::time::Timestamp;
-
-/// What was asked for; never changes, save by *edit* while the job has not begun.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Task {
-    /// The repos it works on.
-    pub repos: Vec<RepoName>,
-    /// The engine's name.
-    pub engine: String,
-    /// What only that engine understands.
-    pub engine_options: EngineOptions,
-    /// The model, where the engine has a choice.
-    pub model: Option<String>,
-    /// Running time of each attempt, in milliseconds.
-    pub timeout_ms: u64,
-    /// 0 to 100, higher first.
-    pub priority: u8,
-    /// What follows an interruption.
-    pub on_interrupt: OnInterrupt,
-    /// What follows when it cannot be known how an attempt ended.
-    pub on_unknown: OnUnknown,
-    /// Times it is taken up again after interruptions.
-    pub max_interrupts: u32,
-    /// Bounds of its processes and output.
-    pub limits: TaskLimits,
-    /// Environment of its agent, over the server's.
-    pub env: BTreeMap<String, String>,
-    /// For people.
-    pub title: Option<String>,
-    /// For acting on several at once.
-    pub group: Option<String>,
-}
-
-/// Bounds of one attempt.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskLimits {
-    /// Memory of the tree.
-    pub memory_bytes: Option<u64>,
-    /// Processes and threads of the tree.
-    pub pids: Option<u64>,
-    /// Standard output and error together.
-    pub output_bytes: Option<u64>,
-    /// Running time without output, in milliseconds.
-    pub idle_output_ms: Option<u64>,
-}
-
-/// What follows an interruption (reboot, out of memory).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnInterrupt {
-    /// Continue the CLI's own session in the same workspace.
-    Resume,
-    /// Begin afresh: new workspace, new session.
-    Retry,
-    /// End as interrupted.
-    Fail,
-}
-
-/// What follows when it cannot be known how an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnUnknown {
-    /// Wait for a person.
-    Hold,
-    /// As [`OnInterrupt::Resume`].
-    Resume,
-    /// As [`OnInterrupt::Retry`].
-    Retry,
-    /// End as interrupted.
-    Fail,
-}
 
 /// Where a job is. A variant carries what is only true in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +79,10 @@ pub enum WaitReason {
     BackOff,
     /// It was asked to start later.
     StartTime,
+    /// A usage limit of its agent's account.
+    UsageLimit,
+    /// The model that its agent asks is overloaded.
+    Overload,
 }
 
 /// A supervised piece of work with a keep directory of its own.
@@ -311,6 +245,10 @@ pub enum EndedBy {
     ResultRecord,
     /// Reboot, or out of memory.
     Interruption,
+    /// Its agent gave up at a usage limit.
+    UsageLimit,
+    /// Its agent gave up on an overloaded model.
+    Overload,
     /// Cannot be proved.
     Unknown,
 }
@@ -318,12 +256,22 @@ pub enum EndedBy {
 /// A decision taken about a job: the evidence, the rule and where it stands in the write-ahead log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// The record that carries it.
+    /// The record that carries it; of several in a row, the first.
     pub lsn: Lsn,
-    /// When.
+    /// When; of several in a row, the first.
     pub at: Timestamp,
-    /// In plain words.
-    pub text: String,
+    /// The start of the server that took it, counted from 1; 0: before starts were counted.
+    pub start: u64,
+    /// In a few words.
+    pub what: String,
+    /// The evidence in plain words; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub because: String,
+    /// The rule that made evidence a decision; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// It was taken so often in a row, each time by a record of its own.
+    pub times: u32,
 }
 
 /// Everything known of a job.
@@ -341,6 +289,10 @@ pub struct Job {
     pub created_at: Timestamp,
     /// When it became ready last: its place in the queue.
     pub ready_at: Timestamp,
+    /// When it took a slot last.
+    pub slot_at: Option<Timestamp>,
+    /// When it ended: its agent's end where that ended it. None while it has not.
+    pub ended_at: Option<Timestamp>,
     /// What was asked for.
     pub task: Task,
     /// Where it is.
@@ -353,10 +305,16 @@ pub struct Job {
     pub sessions: Vec<Session>,
     /// Its launches.
     pub attempts: Vec<Attempt>,
-    /// Interruptions taken up so far.
+    /// Interruptions taken up since a person last said: go.
     pub interrupts: u32,
-    /// What was decided about it.
+    /// Limits and overloads met in a row.
+    pub limits_met: u32,
+    /// What it has waited for limits and overload since a person last said: go; in milliseconds.
+    pub limit_waited_ms: u64,
+    /// What was decided about it, oldest first.
     pub decisions: Vec<Decision>,
+    /// Decisions that are no longer kept; they were taken after the first quarter of those that are.
+    pub decisions_dropped: u32,
     /// The client's key and the hash of its request.
     pub idempotency: Option<Idempotency>,
 }
@@ -490,11 +448,6 @@ impl Job {
     pub fn prompt(&self, turn: u32) -> Option<&str> {
         let index = usize::try_from(turn).ok()?.checked_sub(1)?;
         self.turns.get(index).map(|turn| turn.prompt.as_str())
-    }
-
-    /// What may be asked of it now.
-    pub fn actions(&self) -> impl Iterator<Item = Action> + '_ {
-        Action::ALL.into_iter().filter(|action| self.phase.allows(*action))
     }
 }
 

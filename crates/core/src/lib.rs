@@ -26,4 +26,6 @@ pub mod request;
 pub mod retry;
 pub mod spec;
 pub mod state;
+pub mod stats;
+pub mod task;
 pub mod time;

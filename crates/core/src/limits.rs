@@ -17,7 +17,7 @@ pub const TURNS_MAX: usize = 1_000;
 /// Attempts of one job over all turns: bounds what a policy may spend without a person looking.
 pub const ATTEMPTS_MAX: usize = 2_000;
 
-/// Jobs known at once, ended ones included: about 1.5 KiB each in memory.
+/// Jobs known at once, ended ones included: about 1.5 KiB each in memory, and 1 KiB more once they ran.
 pub const JOBS_MAX: usize = 1_000_000;
 
 /// All prompts kept in memory together, so that a million jobs of a megabyte are refused before they hurt.
@@ -58,7 +58,7 @@ pub const PRIORITY_POINT: Duration = Duration::from_mins(1);
 pub const INTERRUPTS_DEFAULT: u32 = 3;
 /// The most that may be asked for.
 pub const INTERRUPTS_MAX: u32 = 100;
-/// Before the first renewed attempt after an interruption; doubles each time.
+/// Before the first renewed attempt after an interruption; doubles each time in a row.
 pub const INTERRUPT_BACKOFF: Duration = Duration::from_secs(1);
 /// The doubling stops here.
 pub const INTERRUPT_BACKOFF_MAX: Duration = Duration::from_mins(10);
@@ -86,8 +86,37 @@ pub const CARETAKERS_MAX: u32 = 16;
 /// Tries of one operation (clone, copy) before what needs it fails.
 pub const OPERATION_TRIES_MAX: u32 = 3;
 
-/// Decisions kept per job: enough for the longest story told by a person; the oldest in the middle go first.
+/// Decisions kept per job: enough for the longest story told by a person. The first quarter stays, then the older ones go; how
+/// many went is told. The same decision several times in a row is kept once, with a count.
 pub const DECISIONS_MAX: usize = 200;
+
+/// Text of one decision (what, and why): an agent's closing words may be long, and stand elsewhere.
+pub const DECISION_BYTES_MAX: usize = 400;
+
+/// Before a job whose agent met an overloaded model is tried again; doubles each time in a row.
+pub const OVERLOAD_BACKOFF: Duration = Duration::from_secs(30);
+/// Before a job whose agent met a usage limit is tried again, where nobody says when the limit ends; doubles each time in a row.
+pub const USAGE_LIMIT_BACKOFF: Duration = Duration::from_mins(5);
+/// Either doubling stops here: a model that is back should not find its jobs asleep for longer.
+pub const LIMIT_BACKOFF_MAX: Duration = Duration::from_hours(1);
+/// A job wakes this long after the time at which a usage limit is said to end: clocks differ.
+pub const USAGE_LIMIT_MARGIN: Duration = Duration::from_secs(5);
+/// All that a job waits for limits and overload, when nothing is said: weekly limits are the longest there are.
+pub const LIMIT_WAIT_DEFAULT: Duration = Duration::from_hours(7 * 24);
+/// The most that may be asked for.
+pub const LIMIT_WAIT_MAX: Duration = Duration::from_hours(31 * 24);
+
+/// A removal is remembered for this long, so that a start after a crash finishes it. As long as an idempotency key, which goes
+/// with it.
+pub const REMOVAL_KEPT: Duration = IDEMPOTENCY_KEPT;
+
+/// Days with statistics of their own: a year, and the same month of the year before. Older days go; the totals keep them.
+pub const STATS_DAYS_MAX: usize = 400;
+/// Engines, repos and owners with statistics of their own, of each sort; all further ones are counted together. A row is some
+/// 2 KiB, so all of them are a few MiB.
+pub const STATS_NAMES_MAX: usize = 1000;
+/// Bytes of a name that has statistics of its own; longer ones are counted with the others. Entity names end at 255.
+pub const STATS_NAME_BYTES_MAX: usize = 200;
 
 /// Closing words of an agent kept in the record; the whole text stays in its output.
 pub const RESULT_TEXT_BYTES_MAX: usize = 16 << 10;
@@ -98,6 +127,7 @@ pub const REASON_BYTES_MAX: usize = 2_000;
 const _: () = assert!(PROMPTS_BYTES_MAX > PROMPT_BYTES_MAX);
 const _: () = assert!(PRIORITY_DEFAULT <= PRIORITY_MAX);
 const _: () = assert!(INTERRUPTS_DEFAULT <= INTERRUPTS_MAX);
+const _: () = assert!(STATS_NAME_BYTES_MAX + 8 <= ENTITY_NAME_BYTES_MAX);
 /// One line of an agent's output that is still read as a record. A model's longest answer is far below; a reader's memory
 /// is bounded by it, whatever an agent writes.
 pub const OUTPUT_LINE_BYTES_MAX: usize = 8 << 20;

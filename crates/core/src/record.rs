@@ -30,7 +30,7 @@ const HEADER_BYTES_MAX: usize =
 /// What sort of thing has a state of its own and a chain of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntityKind {
-    /// The server itself: its counters, its statistics.
+    /// The server itself: its counters.
     Server,
     /// A job.
     Job,
@@ -40,6 +40,8 @@ pub enum EntityKind {
     Operation,
     /// A durable sending of a callback.
     Delivery,
+    /// A row of statistics. It follows from the records of jobs, so no record names it; checkpoints do.
+    Stats,
     /// A kind that a newer version knows; never one of the above (use [`EntityKind::from_byte`]).
     Other(u8),
 }
@@ -53,6 +55,7 @@ impl EntityKind {
             2 => Self::Repo,
             3 => Self::Operation,
             4 => Self::Delivery,
+            5 => Self::Stats,
             other => Self::Other(other),
         }
     }
@@ -65,6 +68,7 @@ impl EntityKind {
             Self::Repo => 2,
             Self::Operation => 3,
             Self::Delivery => 4,
+            Self::Stats => 5,
             Self::Other(byte) => byte,
         }
     }
@@ -78,6 +82,7 @@ impl fmt::Display for EntityKind {
             Self::Repo => f.write_str("repo"),
             Self::Operation => f.write_str("operation"),
             Self::Delivery => f.write_str("delivery"),
+            Self::Stats => f.write_str("stats"),
             Self::Other(byte) => write!(f, "kind-{byte}"),
         }
     }

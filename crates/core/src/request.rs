@@ -4,10 +4,11 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::engine::{SessionSign, Usage};
+use crate::engine::{Limit, SessionSign, Usage};
 use crate::evidence::Evidence;
 use crate::ids::{JobId, RepoName, SessionId};
-use crate::job::{Action, Idempotency, OutcomeKind, Task, Work};
+use crate::job::{Action, Idempotency, OutcomeKind, Work};
+use crate::task::Task;
 use crate::time::Timestamp;
 
 /// What somebody asks.
@@ -204,6 +205,8 @@ pub struct Findings {
     pub usage: Option<Usage>,
     /// What the attempt's output shows of its conversation.
     pub session_sign: Option<SessionSign>,
+    /// A limit that made the agent give up.
+    pub limit: Option<Limit>,
     /// An operation's answer, its last line.
     pub answer: Option<serde_json::Value>,
     /// An operation's complaint.

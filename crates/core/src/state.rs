@@ -5,11 +5,18 @@
 //! a copy of the whole State costs a few reference counts, so readers and checkpoints get one and never block the writer.
 
 mod apply;
+mod count;
 mod decide;
 mod due;
+mod ending;
+mod estimate;
+pub mod history;
 mod index;
 mod observe;
 mod persist;
+mod policy;
+mod rank;
+mod transition;
 
 use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
@@ -22,7 +29,10 @@ use crate::job::{Job, Phase};
 use crate::limits;
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::{Operation, Repo};
+use crate::stats::{Key, Stats};
 use crate::time::Timestamp;
+
+use rank::Queue;
 
 pub use apply::IllegalEvent;
 pub use persist::EntryError;
@@ -44,10 +54,16 @@ pub struct State {
     /// The time of the last record: never goes back.
     clock: Timestamp,
     next_operation: u64,
+    /// Starts of the server, by the last one that is known.
+    starts: u64,
+    /// The last record that touched the server itself.
+    server_changed: Lsn,
     jobs: Map<JobId, Arc<Job>>,
     repos: Map<RepoName, Arc<Repo>>,
     operations: Map<OperationId, Arc<Operation>>,
     removed: Map<JobId, Removed>,
+    removed_repos: Map<RepoName, RemovedRepo>,
+    stats: Stats,
     /// Entities whose records cannot be read, and why (I10).
     unavailable: Map<EntityKey, String>,
     index: Index,
@@ -57,7 +73,7 @@ pub struct State {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Index {
     /// Queued jobs in the order in which they get slots.
-    queue: Map<QueueKey, JobId>,
+    queue: Queue,
     /// Waiting jobs by their wake time.
     timers: Map<(Timestamp, JobId), ()>,
     /// Waiting jobs by the repo they wait for, in order of acceptance.
@@ -72,8 +88,8 @@ struct Index {
     clones: Map<RepoName, OperationId>,
     /// Idempotency keys by owner.
     keys: Map<(String, String), KeyUse>,
-    /// Keys of removed jobs by the time until which they are kept.
-    expiries: Map<(Timestamp, JobId), ()>,
+    /// Removals by the time until which they are remembered.
+    expiries: Map<(Timestamp, Removal), ()>,
     prompt_bytes: usize,
 }
 
@@ -86,13 +102,30 @@ struct KeyUse {
     job: JobId,
 }
 
-/// What stays of a removed job, so that its client's late retry does not run it again.
+/// What stays of a removed job: so that its directory goes also where the server died before, and so that its client's late
+/// retry does not run it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Removed {
     changed: Lsn,
     owner: String,
-    idempotency: crate::job::Idempotency,
+    idempotency: Option<crate::job::Idempotency>,
     at: Timestamp,
+}
+
+/// What stays of a removed repo, until its name is used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct RemovedRepo {
+    changed: Lsn,
+    at: Timestamp,
+}
+
+/// Something whose removal is on record, and whose directory may still be there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Removal {
+    /// A job.
+    Job(JobId),
+    /// A repo.
+    Repo(RepoName),
 }
 
 impl State {
@@ -159,7 +192,18 @@ impl State {
 
     /// How many jobs are ahead of a queued job.
     pub fn queue_position(&self, job: &Job) -> Option<usize> {
-        (job.phase == Phase::Queued).then(|| self.index.queue.range(..queue_key(job)).count())
+        (job.phase == Phase::Queued).then(|| self.index.queue.rank(queue_key(job)))
+    }
+
+    /// Starts of the server, this one included as soon as its first record is written.
+    pub fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// What was removed not long ago. A name that is used again is not among it.
+    pub fn removals(&self) -> impl Iterator<Item = Removal> + '_ {
+        let jobs = self.removed.keys().cloned().map(Removal::Job);
+        jobs.chain(self.removed_repos.keys().cloned().map(Removal::Repo))
     }
 
     /// Why an entity is unavailable, if it is.
@@ -179,14 +223,19 @@ impl State {
                 let removed = || self.removed.get(&id).map(|removed| removed.changed);
                 self.jobs.get(&id).map(|job| job.changed).or_else(removed)
             }),
-            EntityKind::Repo => RepoName::parse(&entity.name)
-                .ok()
-                .and_then(|name| self.repos.get(&name).map(|repo| repo.changed)),
+            EntityKind::Repo => RepoName::parse(&entity.name).ok().and_then(|name| {
+                let removed = || self.removed_repos.get(&name).map(|removed| removed.changed);
+                self.repos.get(&name).map(|repo| repo.changed).or_else(removed)
+            }),
             EntityKind::Operation => {
                 let id = entity.name.parse().ok().map(OperationId);
                 id.and_then(|id| self.operations.get(&id)).map(|operation| operation.changed)
             }
-            _ => None,
+            EntityKind::Server => Some(self.server_changed),
+            EntityKind::Stats => {
+                Key::parse(&entity.name).and_then(|key| self.stats.row(&key)).map(|row| row.changed)
+            }
+            EntityKind::Delivery | EntityKind::Other(_) => None,
         };
         found.unwrap_or(Lsn::NONE)
     }
@@ -198,9 +247,9 @@ fn queue_key(job: &Job) -> QueueKey {
     (i128::from(job.ready_at.0) - worth, job.accepted)
 }
 
-/// Until when a removed job's key is kept.
-fn expiry_of(removed: &Removed) -> Timestamp {
-    removed.at.after(limits::IDEMPOTENCY_KEPT)
+/// Until when a removal is remembered.
+fn expiry_of(removed_at: Timestamp) -> Timestamp {
+    removed_at.after(limits::REMOVAL_KEPT)
 }
 
 /// The holder of an idempotency key, as the index keeps it.

@@ -37,6 +37,8 @@ pub struct Config {
     pub checkpoint_records: u64,
     /// How long a supervisor may hold its lock past deadline and grace before it counts as hung.
     pub hung_margin: Duration,
+    /// All that a job waits for usage limits and overload, when it says nothing itself.
+    pub limit_wait: Duration,
     /// Programs of engines that are not in `PATH`, by engine.
     pub programs: BTreeMap<String, String>,
 }
@@ -55,6 +57,7 @@ impl Default for Config {
             freeze_free_bytes: limits::FREEZE_FREE_BYTES,
             checkpoint_records: CHECKPOINT_RECORDS,
             hung_margin: limits::HUNG_MARGIN,
+            limit_wait: limits::LIMIT_WAIT_DEFAULT,
             programs: BTreeMap::new(),
         }
     }
@@ -73,6 +76,7 @@ const KEYS: &[&str] = &[
     "freeze_free_bytes",
     "checkpoint_records",
     "hung_margin_s",
+    "limit_wait_max_s",
     "programs",
 ];
 
@@ -87,6 +91,7 @@ struct Raw {
     freeze_free_bytes: Option<u64>,
     checkpoint_records: Option<u64>,
     hung_margin_s: Option<u64>,
+    limit_wait_max_s: Option<u64>,
     programs: Option<BTreeMap<String, String>>,
 }
 
@@ -199,6 +204,11 @@ impl Config {
         let records = positive("checkpoint_records", raw.checkpoint_records)?;
         self.checkpoint_records = records.unwrap_or(self.checkpoint_records);
         self.hung_margin = raw.hung_margin_s.map_or(self.hung_margin, Duration::from_secs);
+        self.limit_wait = raw.limit_wait_max_s.map_or(self.limit_wait, Duration::from_secs);
+        if self.limit_wait > limits::LIMIT_WAIT_MAX {
+            let most = limits::LIMIT_WAIT_MAX.as_secs();
+            return Err(wrong(format!("`limit_wait_max_s` must be at most {most}")));
+        }
         if let Some(programs) = raw.programs {
             let engines: Vec<&str> =
                 outlive_core::engine::all().iter().map(|engine| engine.name).collect();

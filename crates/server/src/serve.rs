@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
+use outlive_core::state::Removal;
 use outlive_supervisor::{FileError, Here, crash_point, replace_file};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +47,7 @@ pub fn serve(data: &Path, config: &Config) -> anyhow::Result<()> {
     let (state, opened) = startup::recover_state(&data, &telling)?;
     crash_point("serve.recovered");
     let works = startup::under_way(&state);
+    let removed = state.removals().collect();
     let Wiring { handle, outlet, effects, inputs } = driver::wire(&state);
     let (mut checkpoints, checkpoint_thread) =
         Checkpoints::new(opened.report.checkpoint_lsn, config.checkpoint_records);
@@ -60,14 +62,16 @@ pub fn serve(data: &Path, config: &Config) -> anyhow::Result<()> {
     checkpoint_thread.start(checkpointer).context("cannot start a thread")?;
     let root = data.paths.root().to_path_buf();
     let room = Room::new(root, config.min_free_bytes, wal.next_segment());
-    let driver = Driver::new(state, config.running_max, room.clone(), clock::now, wal, inputs);
+    let started = telling.started(&state)?;
+    let max = config.running_max;
+    let driver = Driver::new(state, max, room.clone(), clock::now, wal, inputs, started);
     std::thread::Builder::new()
         .name("driver".into())
         .spawn(move || driver.run())
         .context("cannot start a thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let face = Face { config, data: &data, telling: &telling, handle, room };
-    runtime.block_on(face.run(effects, works))
+    runtime.block_on(face.run(effects, works, removed))
 }
 
 /// A bug must not leave half a server behind: every start is a recovery, so the way on is to start again.
@@ -93,6 +97,7 @@ impl Face<'_> {
         &self,
         effects: mpsc::UnboundedReceiver<Durable<Vec<Effect>>>,
         works: Vec<outlive_core::job::Work>,
+        removed: Vec<Removal>,
     ) -> anyhow::Result<()> {
         // Before anything that may need it; a signal that comes earlier ends us the plain way, which is as good.
         let mut terminate = signal(SignalKind::terminate())?;
@@ -107,6 +112,7 @@ impl Face<'_> {
         }
         let listener = self.listen().await?;
         tracker.spawn(perform(effects, fleet.clone()));
+        fleet.clear_removed(removed);
         tracker.spawn(tick(self.handle.clone()));
         tracker.spawn(self.watch_room(listener.local_addr()?, &fleet));
         let stop = stopping.clone();
@@ -203,6 +209,8 @@ impl Face<'_> {
                 heartbeat_ages: self.config.heartbeat_ages,
                 stall: self.config.stall,
             },
+            running_max: self.config.running_max,
+            limit_wait: self.config.limit_wait,
             tracker: tracker.clone(),
             stopping: stopping.clone(),
             paths,

@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use anyhow::Context as _;
+use outlive_core::event::Event;
 use outlive_core::job::{Job, Phase, Work};
 use outlive_core::state::State;
+use outlive_supervisor::Here;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -102,6 +105,19 @@ impl Telling {
         };
         let told = Arc::new(RwLock::new(StartupLog { current, history }));
         Self { told, begun, paths: paths.clone() }
+    }
+
+    /// That this server has started, for its first record. The number is the one told here; should the startup log have been
+    /// lost, the write-ahead log knows where counting stands.
+    ///
+    /// # Errors
+    /// It cannot be told which boot this is.
+    pub fn started(&self, state: &State) -> anyhow::Result<Event> {
+        let number = self.read().current.number.max(state.starts() + 1);
+        self.change(|start| start.number = number);
+        let boot_id = Here::observe().context("cannot tell which boot this is")?.boot_id;
+        let version = env!("CARGO_PKG_VERSION").to_string();
+        Ok(Event::ServerStarted { number, version, boot_id })
     }
 
     /// What is told so far.

@@ -9,6 +9,7 @@ pub mod launch;
 pub mod look;
 pub mod operation;
 pub mod partial;
+pub mod removal;
 pub mod repos;
 pub mod sight;
 pub mod source;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Engine, Kind, claude};
 use crate::evidence::AgentResult;
 use crate::limits;
+use crate::time::Timestamp;
 
 /// A piece of what an agent put out, as far as people want to see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,19 @@ pub struct Usage {
     pub cost_micros: Option<u64>,
 }
 
+/// What made an agent give up that is not its own doing, and passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Its account has used up what it may use for now.
+    Usage {
+        /// When it may go on; none: the agent did not say.
+        resets_at: Option<Timestamp>,
+    },
+    /// The model has too much to do.
+    Overload,
+}
+
 /// What the output of one attempt says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
@@ -88,6 +102,10 @@ pub struct Reading {
     pub session: Option<String>,
     /// How its conversation stands.
     pub sign: Option<SessionSign>,
+    /// Its closing record says that a limit made it give up.
+    pub limit: Option<Limit>,
+    /// Its account is refused until then, as far as it was told.
+    pub refused_until: Option<Timestamp>,
 }
 
 impl Reading {

@@ -5,12 +5,12 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Removed, State};
+use super::transition::next_phase;
+use super::{Removal, Removed, RemovedRepo, State, history};
 use crate::effect::Effect;
-use crate::event::{Accepted, Event};
+use crate::event::{Accepted, Event, RequeueCause};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
-use crate::job::{Action, Attempt, Decision, Job, Outcome, Phase, Session, Turn, WaitReason, Work};
-use crate::limits;
+use crate::job::{Action, Attempt, EndedBy, Job, Phase, Session, Turn, WaitReason, Work};
 use crate::repo::{Operation, Repo, RepoPhase};
 use crate::time::Timestamp;
 
@@ -24,7 +24,7 @@ pub struct IllegalEvent {
     pub place: alloc::string::String,
 }
 
-fn illegal(event: &Event, place: &str) -> IllegalEvent {
+pub(super) fn illegal(event: &Event, place: &str) -> IllegalEvent {
     let mut text = alloc::format!("{event:?}");
     text.truncate(text.char_indices().nth(200).map_or(text.len(), |(at, _)| at));
     IllegalEvent { event: text, place: place.to_string() }
@@ -42,6 +42,11 @@ impl State {
         event: &Event,
     ) -> Result<Vec<Effect>, IllegalEvent> {
         let effects = match event {
+            Event::ServerStarted { number, .. } => {
+                self.starts = self.starts.max(*number);
+                self.server_changed = lsn;
+                vec![]
+            }
             Event::RepoAdded { .. }
             | Event::RepoReady { .. }
             | Event::RepoFailed { .. }
@@ -57,15 +62,13 @@ impl State {
                 if self.jobs.contains_key(&accepted.job) {
                     return Err(illegal(event, "to a job that exists"));
                 }
-                self.put(new_job(lsn, at, accepted));
+                let job = new_job(lsn, at, accepted);
+                self.count((lsn, at), event, None, Some(&job));
+                self.put(job);
                 vec![]
             }
-            Event::KeyForgotten { job } => {
-                if !self.forget_key(job) {
-                    return Err(illegal(event, "to a key that is not kept"));
-                }
-                vec![]
-            }
+            Event::JobForgotten { job } => self.forget(&Removal::Job(job.clone()), event)?,
+            Event::RepoForgotten { name } => self.forget(&Removal::Repo(name.clone()), event)?,
             Event::JobRemoved { job } => self.remove_job(lsn, at, job, event)?,
             _ => self.apply_to_job(lsn, at, event)?,
         };
@@ -84,6 +87,7 @@ impl State {
             if self.repos.contains_key(name) {
                 return Err(illegal(event, "to a repo that exists"));
             }
+            self.forget_repo(name);
             self.repos.insert_mut(
                 name.clone(),
                 Arc::new(Repo {
@@ -103,7 +107,7 @@ impl State {
             Event::RepoFailed { name, reason } => {
                 (name, RepoPhase::Unavailable { reason: reason.clone() })
             }
-            Event::RepoRemoved { name } => return self.remove_repo(name, event),
+            Event::RepoRemoved { name } => return self.remove_repo(lsn, at, name, event),
             _ => return Err(illegal(event, "to a repo")),
         };
         let cloning = |repo: &&Arc<Repo>| repo.phase == RepoPhase::Cloning;
@@ -115,10 +119,17 @@ impl State {
         Ok(vec![])
     }
 
-    fn remove_repo(&mut self, name: &RepoName, event: &Event) -> Result<Vec<Effect>, IllegalEvent> {
+    fn remove_repo(
+        &mut self,
+        lsn: Lsn,
+        at: Timestamp,
+        name: &RepoName,
+        event: &Event,
+    ) -> Result<Vec<Effect>, IllegalEvent> {
         if !self.repos.remove_mut(name) {
             return Err(illegal(event, "to a repo that is not there"));
         }
+        self.put_removed_repo(name.clone(), RemovedRepo { changed: lsn, at });
         Ok(vec![Effect::TrashRepo { name: name.clone() }])
     }
 
@@ -180,9 +191,19 @@ impl State {
         let mut job = Job::clone(&found);
         job.changed = lsn;
         job.phase = next_phase(&job, event)?;
-        let effects = change_job(&mut job, lsn, at, event)?;
+        let effects = change_job(&mut job, &found, at, event)?;
+        history::note(&mut job, &found, (lsn, at, self.starts), event);
+        self.count((lsn, at), event, Some(&found), Some(&job));
         self.put(job);
         Ok(effects)
+    }
+
+    fn forget(&mut self, removal: &Removal, event: &Event) -> Result<Vec<Effect>, IllegalEvent> {
+        let known = match removal {
+            Removal::Job(id) => self.forget_job(id),
+            Removal::Repo(name) => self.forget_repo(name),
+        };
+        if known { Ok(vec![]) } else { Err(illegal(event, "to a removal that is not known")) }
     }
 
     fn remove_job(
@@ -198,11 +219,10 @@ impl State {
         if !job.phase.allows(Action::Remove) {
             return Err(illegal(event, job.phase.name()));
         }
+        self.count((lsn, at), event, Some(&job), None);
         self.take(&job);
-        if let Some(idempotency) = job.idempotency.clone() {
-            let owner = job.owner.clone();
-            self.put_removed(id.clone(), Removed { changed: lsn, owner, idempotency, at });
-        }
+        let (owner, idempotency) = (job.owner.clone(), job.idempotency.clone());
+        self.put_removed(id.clone(), Removed { changed: lsn, owner, idempotency, at });
         Ok(vec![Effect::TrashJob { job: id.clone() }])
     }
 }
@@ -222,6 +242,8 @@ fn new_job(lsn: Lsn, at: Timestamp, accepted: &Accepted) -> Job {
         changed: lsn,
         created_at: at,
         ready_at: at,
+        slot_at: None,
+        ended_at: None,
         task: accepted.task.clone(),
         phase,
         turns: vec![Turn { prompt: accepted.prompt.clone(), at }],
@@ -234,118 +256,30 @@ fn new_job(lsn: Lsn, at: Timestamp, accepted: &Accepted) -> Job {
         }],
         attempts: vec![],
         interrupts: 0,
+        limits_met: 0,
+        limit_waited_ms: 0,
         decisions: vec![],
+        decisions_dropped: 0,
         idempotency: accepted.idempotency.clone(),
     }
 }
 
-/// Which phase follows: the one table of transitions. Whatever is not in it did not happen.
-fn next_phase(job: &Job, event: &Event) -> Result<Phase, IllegalEvent> {
-    use Phase::{Ended, Held, Preparing, Queued, Running, Stopping, Unknown, Waiting};
-    let phase = &job.phase;
-    if work_of(event).is_some_and(|work| work_in_question(job) != Some(work)) {
-        return Err(illegal(event, "to work that is not under way"));
-    }
-    if leaves_its_attempt(event) && !attempt_is_over(job) {
-        return Err(illegal(event, "before the attempt is over"));
-    }
-    Ok(match (phase, event) {
-        (Held | Waiting { .. }, Event::JobReleased { .. })
-        | (Running { .. }, Event::TurnDone { .. }) => Queued,
-        (Queued | Waiting { .. }, Event::JobHeld { .. }) => Held,
-        (Queued, Event::JobWaits { reason, until, .. }) => {
-            Waiting { reason: reason.clone(), until: *until }
-        }
-        (Queued | Preparing { .. }, Event::CopyPlanned { operation, .. }) => {
-            Preparing { operation: *operation }
-        }
-        (Queued | Preparing { .. }, Event::LaunchPlanned { attempt, .. }) => {
-            Running { attempt: *attempt }
-        }
-        (
-            Preparing { .. } | Running { .. } | Stopping { .. } | Unknown { .. },
-            Event::StopRequested { work, cause, .. },
-        ) => Stopping { work: work.clone(), cause: *cause },
-        (Running { .. } | Stopping { .. }, Event::AttemptUnknown { attempt, .. }) => {
-            Unknown { attempt: *attempt }
-        }
-        (
-            Running { .. }
-            | Stopping { work: Work::Attempt { .. }, .. }
-            | Unknown { .. }
-            | Ended { .. },
-            Event::JobRequeued { not_before, .. },
-        ) => match not_before {
-            Some(until) => Waiting { reason: WaitReason::BackOff, until: Some(*until) },
-            None => Queued,
-        },
-        (Ended { .. }, Event::JobEnded { .. }) => return Err(illegal(event, phase.name())),
-        (_, Event::JobEnded { outcome, .. }) => Ended { outcome: Outcome::clone(outcome) },
-        (Held | Queued | Waiting { .. }, Event::JobEdited { .. })
-        | (Preparing { .. }, Event::WorkspaceReady { .. })
-        | (Running { .. }, Event::RelaunchPlanned { .. })
-        | (Running { .. } | Stopping { .. }, Event::AttemptEnded { .. } | Event::Adopted { .. })
-        | (Running { .. } | Stopping { .. } | Unknown { .. }, Event::CaretakerPlanned { .. })
-        | (
-            Preparing { .. } | Running { .. } | Unknown { .. } | Ended { .. },
-            Event::TurnAdded { .. },
-        )
-        | (_, Event::Decided { .. }) => phase.clone(),
-        _ => return Err(illegal(event, phase.name())),
-    })
-}
-
-/// The work that an event is about, where it speaks of work that is there.
-fn work_of(event: &Event) -> Option<Work> {
-    match event {
-        Event::AttemptEnded { job, attempt, .. } | Event::AttemptUnknown { job, attempt } => {
-            Some(Work::Attempt { job: job.clone(), attempt: *attempt })
-        }
-        Event::StopRequested { work, .. }
-        | Event::Adopted { work }
-        | Event::CaretakerPlanned { work, .. }
-        | Event::RelaunchPlanned { work } => Some(work.clone()),
-        _ => None,
-    }
-}
-
-/// The work that a job is about now, be it that nobody knows whether it still is under way.
-fn work_in_question(job: &Job) -> Option<Work> {
-    match &job.phase {
-        Phase::Unknown { attempt } => {
-            Some(Work::Attempt { job: job.id.clone(), attempt: *attempt })
-        }
-        phase => phase.work(&job.id),
-    }
-}
-
-fn leaves_its_attempt(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::AttemptUnknown { .. }
-            | Event::TurnDone { .. }
-            | Event::JobRequeued { .. }
-            | Event::JobEnded { .. }
-    )
-}
-
-/// The attempt that the job is about, if it is about one, is accounted for.
-fn attempt_is_over(job: &Job) -> bool {
-    let Some(Work::Attempt { attempt, .. }) = job.phase.work(&job.id) else { return true };
-    job.attempt(attempt).is_some_and(|attempt| attempt.end.is_some())
-}
-
-/// Everything but the phase.
+/// Everything but the phase and the history. `before` is the job as the event found it.
 fn change_job(
     job: &mut Job,
-    lsn: Lsn,
+    before: &Job,
     at: Timestamp,
     event: &Event,
 ) -> Result<Vec<Effect>, IllegalEvent> {
+    if before.phase == Phase::Queued
+        && matches!(event, Event::CopyPlanned { .. } | Event::LaunchPlanned { .. })
+    {
+        job.slot_at = Some(at);
+    }
     match event {
-        Event::JobReleased { .. } => job.ready_at = at,
+        Event::JobReleased { .. } => release(job, before, at),
         Event::JobEdited { task, prompt, .. } => {
-            job.task = crate::job::Task::clone(task);
+            job.task = crate::task::Task::clone(task);
             if let (Some(prompt), Some(turn)) = (prompt, job.turns.last_mut()) {
                 turn.prompt.clone_from(prompt);
             }
@@ -371,6 +305,9 @@ fn change_job(
         }
         Event::AttemptEnded { attempt, end, .. } => {
             attempt_mut(job, *attempt, event)?.end = Some(crate::job::AttemptEnd::clone(end));
+            if !matches!(end.ended_by, EndedBy::UsageLimit | EndedBy::Overload) {
+                job.limits_met = 0;
+            }
             let work = Work::Attempt { job: job.id.clone(), attempt: *attempt };
             return Ok(vec![Effect::Release { work }]);
         }
@@ -378,21 +315,22 @@ fn change_job(
             job.turns_done += 1;
             job.ready_at = at;
         }
-        Event::JobRequeued { afresh, interrupted, .. } => {
-            job.interrupts += u32::from(*interrupted);
-            job.ready_at = at;
+        Event::JobRequeued { cause, until, afresh, .. } => {
+            requeue(job, *cause, *until, at);
             if let Some(session) = afresh {
                 begin_afresh(job, session.clone());
             }
         }
-        Event::JobEnded { .. } => job.turns_done = turn_count(job),
+        Event::JobEnded { .. } => {
+            job.turns_done = turn_count(job);
+            job.ended_at = Some(ended_at(before).unwrap_or(at));
+        }
         Event::TurnAdded { prompt, .. } => {
             if matches!(job.phase, Phase::Ended { .. } | Phase::Unknown { .. }) {
                 job.turns_done = turn_count(job);
             }
             job.turns.push(Turn { prompt: prompt.clone(), at });
         }
-        Event::Decided { text, .. } => decide_noted(job, lsn, at, text),
         _ => {}
     }
     Ok(vec![])
@@ -445,10 +383,42 @@ fn begin_afresh(job: &mut Job, id: crate::ids::SessionId) {
     }
 }
 
-fn decide_noted(job: &mut Job, lsn: Lsn, at: Timestamp, text: &str) {
-    if job.decisions.len() >= limits::DECISIONS_MAX {
-        // The beginning of the story stays; the middle goes.
-        job.decisions.remove(limits::DECISIONS_MAX / 4);
+/// Out of waiting; who is let go early has waited less than was planned.
+fn release(job: &mut Job, before: &Job, at: Timestamp) {
+    job.ready_at = at;
+    if let Phase::Waiting { reason: WaitReason::UsageLimit | WaitReason::Overload, until } =
+        &before.phase
+    {
+        let left = until.map_or(0, |until| millis_between(at, until));
+        job.limit_waited_ms = job.limit_waited_ms.saturating_sub(left);
     }
-    job.decisions.push(Decision { lsn, at, text: text.to_string() });
+}
+
+fn requeue(job: &mut Job, cause: RequeueCause, until: Option<Timestamp>, at: Timestamp) {
+    job.ready_at = at;
+    job.ended_at = None;
+    match cause {
+        RequeueCause::Asked => {
+            job.interrupts = 0;
+            job.limits_met = 0;
+            job.limit_waited_ms = 0;
+        }
+        RequeueCause::Interruption => job.interrupts += 1,
+        RequeueCause::UsageLimit | RequeueCause::Overload => {
+            job.limits_met = job.limits_met.saturating_add(1);
+            let wait = until.map_or(0, |until| millis_between(at, until));
+            job.limit_waited_ms = job.limit_waited_ms.saturating_add(wait);
+        }
+        RequeueCause::Reopened => {}
+    }
+}
+
+fn millis_between(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When the agent ended whose end ended the job, if that is how it ended.
+fn ended_at(before: &Job) -> Option<Timestamp> {
+    let Some(Work::Attempt { attempt, .. }) = before.phase.work(&before.id) else { return None };
+    before.attempt(attempt)?.end.as_ref().map(|end| end.ended_at)
 }

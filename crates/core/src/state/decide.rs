@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::due::Standing;
 use super::{State, key_of};
-use crate::event::{Accepted, Event, job_entity, repo_entity};
+use crate::event::{Accepted, Event, RequeueCause, job_entity, repo_entity};
 use crate::ids::{JobId, Lsn, OperationId, RepoName, SessionId};
 use crate::job::{Action, ExitStatus, Job, Outcome, OutcomeKind, Phase, WaitReason, Work};
 use crate::limits;
@@ -20,11 +20,11 @@ use crate::spec::StopCause;
 pub(super) type Decision = (Vec<Event>, Granted);
 
 impl State {
-    /// Answers a request. Changes nothing: the events do, by [`State::apply`].
+    /// Answers a request of somebody. Changes nothing: the events do, by [`State::apply`].
     ///
     /// # Errors
     /// A refusal, with everything a caller needs to ask better.
-    pub fn decide(&self, request: Request) -> Result<Decision, Refusal> {
+    pub fn decide(&self, request: Request, by: &str) -> Result<Decision, Refusal> {
         match request {
             Request::Submit(submission) => self.submit(*submission),
             Request::AddRepo { name, owner, source, branch } => {
@@ -36,17 +36,23 @@ impl State {
                 if job.session().is_none_or(|session| session.workspace.is_none()) {
                     self.repos_of(job)?;
                 }
-                Ok((vec![Event::JobReleased { job: id.clone() }], Granted::Job(id)))
+                let events = vec![
+                    said(&id, format!("start asked for by {by}")),
+                    Event::JobReleased { job: id.clone() },
+                ];
+                Ok((events, Granted::Job(id)))
             }
             Request::Hold(id) => {
                 self.asked(&id, Action::Hold)?;
-                Ok((vec![Event::JobHeld { job: id.clone() }], Granted::Job(id)))
+                let events =
+                    vec![said(&id, format!("held by {by}")), Event::JobHeld { job: id.clone() }];
+                Ok((events, Granted::Job(id)))
             }
-            Request::Cancel(id) => self.cancel(id),
-            Request::Resume { job, prompt } => self.resume(job, prompt),
-            Request::Retry { job, session } => self.retry(job, session),
-            Request::Edit { job, edit } => self.edit(job, edit),
-            Request::Settle { job, kind } => self.settle(job, kind),
+            Request::Cancel(id) => self.cancel(id, by),
+            Request::Resume { job, prompt } => self.resume(job, prompt, by),
+            Request::Retry { job, session } => self.retry(job, session, by),
+            Request::Edit { job, edit } => self.edit(job, edit, by),
+            Request::Settle { job, kind } => self.settle(job, kind, by),
             Request::Remove { job } => {
                 self.asked(&job, Action::Remove)?;
                 Ok((vec![Event::JobRemoved { job: job.clone() }], Granted::Job(job)))
@@ -65,8 +71,21 @@ impl State {
         if job.phase.allows(action) {
             return Ok(job);
         }
-        let allowed = job.actions().map(Action::name).collect();
+        let allowed = self.actions(job).map(Action::name).collect();
         Err(Refusal::NotAllowed { action, phase: job.phase.name(), allowed })
+    }
+
+    /// What may be asked of a job now: what its phase allows, as far as its engine, its workspace and its records allow it too.
+    pub fn actions<'a>(&self, job: &'a Job) -> impl Iterator<Item = Action> + use<'a> {
+        let whole = self.is_whole(&job.id);
+        let ended = matches!(job.phase, Phase::Ended { .. });
+        let workspace = job.session().is_some_and(|session| session.workspace.is_some());
+        let engine = crate::engine::find(&job.task.engine);
+        let can_resume = engine.is_some_and(|engine| engine.can_resume) && (workspace || !ended);
+        let allowed = move |action: &Action| {
+            whole && job.phase.allows(*action) && (*action != Action::Resume || can_resume)
+        };
+        Action::ALL.into_iter().filter(allowed)
     }
 
     fn submit(&self, submission: Submission) -> Result<Decision, Refusal> {
@@ -182,22 +201,31 @@ impl State {
         Ok((vec![Event::RepoRemoved { name: name.clone() }], Granted::Repo(name)))
     }
 
-    fn cancel(&self, id: JobId) -> Result<Decision, Refusal> {
+    fn cancel(&self, id: JobId, by: &str) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Cancel)?;
         let events = match (&job.phase, job.phase.work(&id)) {
             (Phase::Stopping { cause: StopCause::Cancel, .. }, _) => vec![],
-            (_, Some(work)) => {
-                vec![Event::StopRequested { job: id.clone(), work, cause: StopCause::Cancel }]
-            }
+            (_, Some(work)) => vec![
+                said(&id, format!("cancel asked for by {by}")),
+                Event::StopRequested { job: id.clone(), work, cause: StopCause::Cancel },
+            ],
             (_, None) => {
                 let outcome = told(OutcomeKind::Cancelled, "cancelled before it began");
-                vec![Event::JobEnded { job: id.clone(), outcome: Box::new(outcome) }]
+                vec![
+                    said(&id, format!("cancel asked for by {by}")),
+                    Event::JobEnded { job: id.clone(), outcome: Box::new(outcome) },
+                ]
             }
         };
         Ok((events, Granted::Job(id)))
     }
 
-    fn resume(&self, id: JobId, prompt: alloc::string::String) -> Result<Decision, Refusal> {
+    fn resume(
+        &self,
+        id: JobId,
+        prompt: alloc::string::String,
+        by: &str,
+    ) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Resume)?;
         if !crate::engine::find(&job.task.engine).is_some_and(|engine| engine.can_resume) {
             return Err(Refusal::CannotResume(job.task.engine.clone()));
@@ -207,7 +235,11 @@ impl State {
             return Err(Refusal::LimitReached { what, limit: limits::TURNS_MAX });
         }
         self.room_for_prompt(prompt.len())?;
-        let mut events = vec![Event::TurnAdded { job: id.clone(), prompt }];
+        let turn = job.turns.len() + 1;
+        let mut events = vec![
+            said(&id, format!("turn {turn} asked for by {by}")),
+            Event::TurnAdded { job: id.clone(), prompt },
+        ];
         match &job.phase {
             Phase::Ended { .. } => {
                 if job.session().is_none_or(|session| session.workspace.is_none()) {
@@ -226,10 +258,10 @@ impl State {
         Ok((events, Granted::Job(id)))
     }
 
-    fn retry(&self, id: JobId, session: SessionId) -> Result<Decision, Refusal> {
+    fn retry(&self, id: JobId, session: SessionId, by: &str) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Retry)?;
         self.repos_of(job)?;
-        let mut events = Vec::new();
+        let mut events = vec![said(&id, format!("retry asked for by {by}"))];
         if let Phase::Unknown { attempt } = &job.phase {
             // The new attempt has a workspace of its own, so it need not wait for the end of the old tree.
             let work = Work::Attempt { job: id.clone(), attempt: *attempt };
@@ -239,7 +271,7 @@ impl State {
         Ok((events, Granted::Job(id)))
     }
 
-    fn edit(&self, id: JobId, edit: Edit) -> Result<Decision, Refusal> {
+    fn edit(&self, id: JobId, edit: Edit, by: &str) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Edit)?;
         if edit.prompt.is_some() && job.phase != Phase::Held {
             let (action, phase) = (Action::Edit, job.phase.name());
@@ -255,12 +287,12 @@ impl State {
         task.title = edit.title.or(task.title);
         let task = Box::new(task);
         let event = Event::JobEdited { job: id.clone(), task, prompt: edit.prompt };
-        Ok((vec![event], Granted::Job(id)))
+        Ok((vec![said(&id, format!("edited by {by}")), event], Granted::Job(id)))
     }
 
-    fn settle(&self, id: JobId, kind: OutcomeKind) -> Result<Decision, Refusal> {
+    fn settle(&self, id: JobId, kind: OutcomeKind, by: &str) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Settle)?;
-        let mut events = Vec::new();
+        let mut events = vec![said(&id, format!("settled by {by}"))];
         if let Phase::Unknown { attempt } = &job.phase {
             // What is left of the tree has been shown to a person, and the person has spoken.
             let work = Work::Attempt { job: id.clone(), attempt: *attempt };
@@ -290,7 +322,13 @@ pub(super) fn told(kind: OutcomeKind, reason: impl Into<alloc::string::String>) 
     }
 }
 
-/// Ready once more.
-pub(super) fn requeue(job: &JobId, afresh: Option<SessionId>) -> Event {
-    Event::JobRequeued { job: job.clone(), not_before: None, afresh, interrupted: false }
+/// Ready once more, because a person asked for it.
+fn requeue(job: &JobId, afresh: Option<SessionId>) -> Event {
+    Event::JobRequeued { job: job.clone(), cause: RequeueCause::Asked, until: None, afresh }
+}
+
+/// That somebody asked for what follows.
+fn said(job: &JobId, what: alloc::string::String) -> Event {
+    let (because, rule) = (alloc::string::String::new(), alloc::string::String::new());
+    Event::Decided { job: job.clone(), what, because, rule }
 }

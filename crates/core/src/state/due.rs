@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Bound;
 
 use super::decide::told;
-use super::{Rules, State};
+use super::{Removal, Rules, State};
 use crate::engine::Opening;
 use crate::event::{Event, operation_entity, repo_entity};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
@@ -24,15 +24,15 @@ impl State {
             .or_else(|| self.repo_waiter_due())
             .or_else(|| self.operation_lost())
             .or_else(|| self.slot_free(rules))
-            .or_else(|| self.key_expired(now))
+            .or_else(|| self.removal_old(now))
             .unwrap_or_default()
     }
 
     /// When something will be due by time alone.
     pub fn next_due(&self) -> Option<Timestamp> {
         let timer = self.index.timers.keys().next().map(|(at, _)| *at);
-        let key = self.index.expiries.keys().next().map(|(at, _)| *at);
-        timer.into_iter().chain(key).min()
+        let removal = self.index.expiries.keys().next().map(|(at, _)| *at);
+        timer.into_iter().chain(removal).min()
     }
 
     fn timer_due(&self, now: Timestamp) -> Option<Vec<Event>> {
@@ -54,6 +54,14 @@ impl State {
             }
         }
         None
+    }
+
+    /// Whether jobs can use a repo now or soon.
+    ///
+    /// # Errors
+    /// They cannot: why, for people.
+    pub fn usable(&self, name: &RepoName) -> Result<(), String> {
+        self.standing(name).map(drop)
     }
 
     /// Whether jobs can use a repo now or soon, or why they cannot.
@@ -129,9 +137,13 @@ impl State {
         ]
     }
 
-    fn key_expired(&self, now: Timestamp) -> Option<Vec<Event>> {
-        let ((until, job), ()) = self.index.expiries.iter().next()?;
-        (*until <= now).then(|| vec![Event::KeyForgotten { job: job.clone() }])
+    fn removal_old(&self, now: Timestamp) -> Option<Vec<Event>> {
+        let ((until, removal), ()) = self.index.expiries.iter().next()?;
+        let event = match removal {
+            Removal::Job(id) => Event::JobForgotten { job: id.clone() },
+            Removal::Repo(name) => Event::RepoForgotten { name: name.clone() },
+        };
+        (*until <= now).then(|| vec![event])
     }
 }
 

@@ -3,9 +3,9 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use super::{KeyUse, Removed, State, expiry_of, key_of, queue_key};
+use super::{KeyUse, Removal, Removed, RemovedRepo, State, expiry_of, key_of, queue_key};
 use crate::event::job_entity;
-use crate::ids::{JobId, OperationId};
+use crate::ids::{JobId, OperationId, RepoName};
 use crate::job::{Idempotency, Job, Phase, WaitReason};
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::{Operation, OperationKind};
@@ -27,7 +27,7 @@ impl State {
         self.jobs.insert_mut(job.id.clone(), Arc::new(job));
     }
 
-    /// Takes a job out; its key stays until it is forgotten.
+    /// Takes a job out; its removal and its key are remembered for a while.
     pub(super) fn take(&mut self, job: &Job) {
         self.unindex(job);
         self.jobs.remove_mut(&job.id);
@@ -43,17 +43,34 @@ impl State {
 
     /// Keeps what stays of a removed job.
     pub(super) fn put_removed(&mut self, id: JobId, removed: Removed) {
-        self.put_key(&removed.owner, &removed.idempotency, &id);
-        self.index.expiries.insert_mut((expiry_of(&removed), id.clone()), ());
+        if let Some(idempotency) = &removed.idempotency {
+            self.put_key(&removed.owner, idempotency, &id);
+        }
+        self.index.expiries.insert_mut((expiry_of(removed.at), Removal::Job(id.clone())), ());
         self.removed.insert_mut(id, removed);
     }
 
-    /// Forgets a removed job's key; false: there is none.
-    pub(super) fn forget_key(&mut self, id: &JobId) -> bool {
+    /// Keeps what stays of a removed repo.
+    pub(super) fn put_removed_repo(&mut self, name: RepoName, removed: RemovedRepo) {
+        self.index.expiries.insert_mut((expiry_of(removed.at), Removal::Repo(name.clone())), ());
+        self.removed_repos.insert_mut(name, removed);
+    }
+
+    /// Forgets that a job was removed; false: nothing is known of it.
+    pub(super) fn forget_job(&mut self, id: &JobId) -> bool {
         let Some(removed) = self.removed.get(id).cloned() else { return false };
-        self.index.keys.remove_mut(&key_of(&removed.owner, &removed.idempotency.key));
-        self.index.expiries.remove_mut(&(expiry_of(&removed), id.clone()));
+        if let Some(idempotency) = &removed.idempotency {
+            self.index.keys.remove_mut(&key_of(&removed.owner, &idempotency.key));
+        }
+        self.index.expiries.remove_mut(&(expiry_of(removed.at), Removal::Job(id.clone())));
         self.removed.remove_mut(id)
+    }
+
+    /// Forgets that a repo was removed; false: nothing is known of it.
+    pub(super) fn forget_repo(&mut self, name: &RepoName) -> bool {
+        let Some(removed) = self.removed_repos.get(name).cloned() else { return false };
+        self.index.expiries.remove_mut(&(expiry_of(removed.at), Removal::Repo(name.clone())));
+        self.removed_repos.remove_mut(name)
     }
 
     /// Puts an operation in its new form.
@@ -87,7 +104,14 @@ impl State {
                 if let Some(id) = id
                     && let Some(removed) = self.removed.get(&id)
                 {
-                    self.index.expiries.remove_mut(&(expiry_of(removed), id));
+                    self.index.expiries.remove_mut(&(expiry_of(removed.at), Removal::Job(id)));
+                }
+            }
+            EntityKind::Repo => {
+                if let Ok(name) = RepoName::parse(&entity.name)
+                    && let Some(removed) = self.removed_repos.get(&name)
+                {
+                    self.index.expiries.remove_mut(&(expiry_of(removed.at), Removal::Repo(name)));
                 }
             }
             EntityKind::Operation => {
@@ -108,7 +132,7 @@ impl State {
     fn index_job(&mut self, job: &Job) {
         let id = || job.id.clone();
         match &job.phase {
-            Phase::Queued => self.index.queue.insert_mut(queue_key(job), id()),
+            Phase::Queued => self.index.queue.insert(queue_key(job), id()),
             Phase::Waiting { reason, until } => {
                 if let Some(until) = until {
                     self.index.timers.insert_mut((*until, id()), ());
@@ -136,7 +160,7 @@ impl State {
     fn unindex(&mut self, job: &Job) {
         match &job.phase {
             Phase::Queued => {
-                self.index.queue.remove_mut(&queue_key(job));
+                self.index.queue.remove(queue_key(job));
             }
             Phase::Waiting { reason, until } => {
                 if let Some(until) = until {

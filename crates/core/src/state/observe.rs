@@ -9,19 +9,17 @@ use alloc::vec::Vec;
 use super::State;
 use super::decide::told;
 use super::due::launch;
-use crate::engine::{self, SessionSign};
-use crate::event::Event;
-use crate::evidence::{AgentResult, Evidence};
+use super::ending::attempt_end;
+use super::policy::{held, interrupted, limited, requeued, unknown};
+use crate::engine::SessionSign;
+use crate::event::{Event, RequeueCause};
 use crate::ids::{AttemptNo, JobId, OperationId};
-use crate::job::{
-    Attempt, AttemptEnd, EndedBy, ExitStatus, Job, OnInterrupt, OnUnknown, Outcome, OutcomeKind,
-    Phase, Work, Workspace,
-};
+use crate::job::{Attempt, AttemptEnd, EndedBy, Job, OutcomeKind, Phase, Work, Workspace};
 use crate::limits;
-use crate::recovery::{Intent, Interruption, Judgement, Verdict, judge};
+use crate::recovery::{Intent, Judgement, Verdict, judge};
 use crate::repo::{Operation, OperationKind};
 use crate::request::Report;
-use crate::spec::{self, Ending, Reading, StopCause};
+use crate::spec::{self, Ending, StopCause};
 use crate::time::Timestamp;
 
 impl State {
@@ -125,7 +123,7 @@ fn stop_again(job: &Job, report: &Report, cause: StopCause) -> Event {
     Event::StopRequested { job: job.id.clone(), work: report.work.clone(), cause }
 }
 
-fn has_survivors(report: &Report) -> bool {
+pub(super) fn has_survivors(report: &Report) -> bool {
     report.evidence.survivors > 0 && report.evidence.tree_empty.valid().is_none()
 }
 
@@ -173,17 +171,28 @@ fn decided(job: &Job, judged: &Judgement, report: &Report) -> Option<Event> {
         Verdict::Adopt => "adopted",
         Verdict::Caretake { empty_tree: true } => "what is left of its tree is ended",
         Verdict::Caretake { empty_tree: false } => "taken over by a caretaker",
-        Verdict::Launch => "launched",
+        Verdict::Launch => "launched again, for it certainly did not run",
         Verdict::Cancelled => "cancelled",
         Verdict::TimedOut => "timed out",
         Verdict::Interrupted(_) => "interrupted",
         Verdict::Unknown => "unknown",
     };
-    let damage = report.evidence.sentinel_damage.as_ref();
-    let damage = damage.map_or(String::new(), |why| format!(" (sentinel.json damaged: {why})"));
-    let (row, because) = (judged.row, &judged.because);
-    let text = format!("attempt {attempt}: {verdict}: {because}{damage} (row {row})");
-    Some(Event::Decided { job: job.id.clone(), text })
+    let because = format!("{}{}", judged.because, who(report));
+    let rule = format!("row {} of docs/recovery.md", judged.row);
+    let what = format!("attempt {attempt}: {verdict}");
+    Some(Event::Decided { job: job.id.clone(), what, because, rule })
+}
+
+/// The processes that the evidence names, and what is damaged of it.
+fn who(report: &Report) -> String {
+    let evidence = &report.evidence;
+    let processes = evidence.started.valid().map(|started| {
+        let (agent, keeper) = (started.agent.pid, started.keeper.pid);
+        format!("; agent pid {agent} started {} by supervisor pid {keeper}", started.at)
+    });
+    let damage = evidence.sentinel_damage.as_ref();
+    let damage = damage.map(|why| format!("; sentinel.json damaged: {why}"));
+    [processes, damage].into_iter().flatten().collect()
 }
 
 fn operation_result(
@@ -261,12 +270,16 @@ fn conclude(
     let over = |outcome| Event::JobEnded { job: id(), outcome: Box::new(outcome) };
     let survivors_gone = matches!(&job.phase, Phase::Stopping { cause: StopCause::Survivors, .. });
     let follows = if survivors_gone {
-        requeued(job, None, None, false)
+        // A person wanted to go on, and now nothing is left to collide with.
+        requeued(job, RequeueCause::Asked, None, None)
     } else if ended_by == EndedBy::Interruption {
-        return [vec![ended], interrupted(job, outcome, job.task.on_interrupt, report, now)]
-            .concat();
+        interrupted(job, outcome, job.task.on_interrupt, report, now)
     } else if again {
-        requeued(job, None, None, false)
+        requeued(job, RequeueCause::Reopened, None, None)
+    } else if let (EndedBy::UsageLimit | EndedBy::Overload, Some(limit)) =
+        (ended_by, report.findings.limit)
+    {
+        limited(job, &outcome, limit, now)
     } else if outcome.kind == OutcomeKind::Completed && job.current_turn() < turn_count(job) {
         Event::TurnDone { job: id() }
     } else {
@@ -287,178 +300,4 @@ fn opened_wrongly(job: &Job, attempt: &Attempt, end: &AttemptEnd) -> bool {
 
 fn turn_count(job: &Job) -> u32 {
     u32::try_from(job.turns.len()).unwrap_or(u32::MAX)
-}
-
-fn requeued(
-    job: &Job,
-    not_before: Option<Timestamp>,
-    afresh: Option<crate::ids::SessionId>,
-    interrupted: bool,
-) -> Event {
-    Event::JobRequeued { job: job.id.clone(), not_before, afresh, interrupted }
-}
-
-/// What the job's policy makes of an interruption.
-fn interrupted(
-    job: &Job,
-    outcome: Outcome,
-    policy: OnInterrupt,
-    report: &Report,
-    now: Timestamp,
-) -> Vec<Event> {
-    let afresh = match policy {
-        OnInterrupt::Resume => None,
-        OnInterrupt::Retry => Some(report.fresh_session.clone()),
-        OnInterrupt::Fail => return vec![ended_event(job, outcome)],
-    };
-    if job.interrupts >= job.task.max_interrupts {
-        let reason = format!("{}; its {} tries are used up", outcome.reason, job.interrupts);
-        return vec![ended_event(job, Outcome { reason, ..outcome })];
-    }
-    let pause = crate::retry::backoff(job.interrupts);
-    vec![requeued(job, Some(now.after(pause)), afresh, true)]
-}
-
-fn ended_event(job: &Job, outcome: Outcome) -> Event {
-    Event::JobEnded { job: job.id.clone(), outcome: Box::new(outcome) }
-}
-
-/// What the job's policy makes of an attempt that may have finished or not.
-fn unknown(job: &Job, attempt: &Attempt, report: &Report, now: Timestamp) -> Vec<Event> {
-    let stopping = matches!(job.phase, Phase::Stopping { .. });
-    let policy = match job.task.on_unknown {
-        OnUnknown::Hold => return held(job, attempt, report, now),
-        // Whoever asked for a stop does not want it to begin again.
-        OnUnknown::Resume | OnUnknown::Retry if stopping => return held(job, attempt, report, now),
-        OnUnknown::Resume => OnInterrupt::Resume,
-        OnUnknown::Retry => OnInterrupt::Retry,
-        OnUnknown::Fail => OnInterrupt::Fail,
-    };
-    if has_survivors(report) {
-        if attempt.caretakers >= limits::CARETAKERS_MAX {
-            return held(job, attempt, report, now);
-        }
-        return vec![Event::CaretakerPlanned { work: report.work.clone(), empty_tree: true }];
-    }
-    let end = attempt_end(job, &Verdict::Unknown, report, now);
-    let outcome = end.outcome.clone();
-    let ended = Event::AttemptEnded { job: job.id.clone(), attempt: attempt.n, end: Box::new(end) };
-    [vec![ended], interrupted(job, outcome, policy, report, now)].concat()
-}
-
-/// A person must look.
-fn held(job: &Job, attempt: &Attempt, report: &Report, now: Timestamp) -> Vec<Event> {
-    let end = Box::new(attempt_end(job, &Verdict::Unknown, report, now));
-    vec![
-        Event::AttemptEnded { job: job.id.clone(), attempt: attempt.n, end },
-        Event::AttemptUnknown { job: job.id.clone(), attempt: attempt.n },
-    ]
-}
-
-fn attempt_end(job: &Job, verdict: &Verdict, report: &Report, now: Timestamp) -> AttemptEnd {
-    let evidence = &report.evidence;
-    let started = evidence.started.valid();
-    let recorded = evidence.outcome.valid();
-    let empty = evidence.tree_empty.valid();
-    let (ended_by, outcome) = how_it_ended(job, verdict, evidence);
-    let output_now = report.findings.output_now;
-    AttemptEnd {
-        ended_by,
-        started_at: started.map(|started| started.at),
-        ended_at: recorded.map(|o| o.at).or(empty.map(|e| e.at)).unwrap_or(now),
-        outcome,
-        output_from: started.map_or(output_now, |started| started.output_from),
-        output_to: empty.map_or(output_now, |empty| empty.output_to),
-        usage: report.findings.usage,
-        cpu_ms: recorded.map_or(0, |o| o.cpu_ms),
-        peak_memory_bytes: recorded.map_or(0, |o| o.peak_memory_bytes),
-        best_effort: empty.is_some_and(|empty| empty.proof == spec::Proof::BestEffort),
-        unenforced: started.map_or_else(Vec::new, |started| started.unenforced.clone()),
-        session_sign: report.findings.session_sign,
-    }
-}
-
-fn how_it_ended(job: &Job, verdict: &Verdict, evidence: &Evidence) -> (EndedBy, Outcome) {
-    let result = evidence.result.as_ref();
-    let cancelled = matches!(&job.phase, Phase::Stopping { cause: StopCause::Cancel, .. });
-    let unproven =
-        |kind, reason: &str| Outcome { agent_result: result.cloned(), ..told(kind, reason) };
-    match verdict {
-        Verdict::Conclude(recorded) => concluded(job, recorded, result, cancelled),
-        Verdict::ConcludeByResult(said) => {
-            let kind = if said.success { OutcomeKind::Completed } else { OutcomeKind::Failed };
-            (EndedBy::ResultRecord, unproven(kind, "by the agent's own final result"))
-        }
-        Verdict::TimedOut => {
-            (EndedBy::Signal, unproven(OutcomeKind::TimedOut, "its running time was over"))
-        }
-        Verdict::Cancelled => {
-            let never_ran = evidence.started == Reading::Absent;
-            let ended_by = if never_ran { EndedBy::NeverRan } else { EndedBy::Unknown };
-            (ended_by, unproven(OutcomeKind::Cancelled, "cancelled"))
-        }
-        Verdict::Interrupted(Interruption::Reboot) => {
-            let reason = "the machine was started anew while it ran";
-            (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
-        }
-        Verdict::Interrupted(Interruption::NamespaceEnded) => {
-            let reason = "the pid namespace (container) it ran in ended";
-            (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
-        }
-        Verdict::Interrupted(Interruption::OutOfMemory) => {
-            let reason = "the kernel ended it for want of memory";
-            (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
-        }
-        Verdict::Adopt | Verdict::Caretake { .. } | Verdict::Launch | Verdict::Unknown => {
-            let reason = "it cannot be known how it ended";
-            (EndedBy::Unknown, unproven(OutcomeKind::Interrupted, reason))
-        }
-    }
-}
-
-/// The kernel said how it ended: what that makes of the job.
-fn concluded(
-    job: &Job,
-    recorded: &spec::Outcome,
-    result: Option<&AgentResult>,
-    cancelled: bool,
-) -> (EndedBy, Outcome) {
-    let (ended_by, exit_code, signal) = match &recorded.ending {
-        Ending::Exited(code) => (EndedBy::Exit, Some(*code), None),
-        Ending::Signaled(signal) => (EndedBy::Signal, None, Some(*signal)),
-        Ending::LaunchFailed { .. } => (EndedBy::LaunchFailed, None, None),
-        Ending::NeverRan => (EndedBy::NeverRan, None, None),
-    };
-    let engine = engine::find(&job.task.engine);
-    let said = engine.map(|engine| engine::verdict(engine, Some(&recorded.ending), result));
-    let success = said.as_ref().is_some_and(|said| said.success);
-    let reason = said.as_ref().map_or_else(String::new, |said| said.reason.clone());
-    let (kind, reason) = match recorded.stop {
-        _ if cancelled => (OutcomeKind::Cancelled, format!("cancelled: {reason}")),
-        Some(StopCause::Timeout) => {
-            (OutcomeKind::TimedOut, "its running time was over".to_string())
-        }
-        Some(StopCause::Cancel) => (OutcomeKind::Cancelled, "cancelled".to_string()),
-        Some(StopCause::OutputLimit) => {
-            (OutcomeKind::Failed, "it wrote more than it may".to_string())
-        }
-        Some(StopCause::IdleOutput) => {
-            (OutcomeKind::Failed, "it wrote nothing for longer than it may".to_string())
-        }
-        Some(StopCause::Survivors) | None if recorded.oom && !success => {
-            (OutcomeKind::Failed, format!("{reason} (out of memory)"))
-        }
-        Some(StopCause::Survivors) | None if success => (OutcomeKind::Completed, reason),
-        Some(StopCause::Survivors) | None => (OutcomeKind::Failed, reason),
-    };
-    let outcome = Outcome {
-        kind,
-        exit_code,
-        signal,
-        exit_status: ExitStatus::Exact,
-        agent_result: result.cloned(),
-        disagreement: said.and_then(|said| said.disagreement),
-        reason,
-    };
-    (ended_by, outcome)
 }

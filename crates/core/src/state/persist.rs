@@ -6,12 +6,13 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Removed, State};
-use crate::event::{job_entity, operation_entity, repo_entity};
+use super::{Removed, RemovedRepo, State};
+use crate::event::{job_entity, operation_entity, repo_entity, server_entity};
 use crate::ids::{JobId, Lsn, OperationId, RepoName};
 use crate::job::Job;
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::{Operation, Repo};
+use crate::stats::{Key, Row};
 use crate::time::Timestamp;
 
 /// An entry that cannot be read.
@@ -26,8 +27,10 @@ pub struct EntryError {
 
 #[derive(Serialize, Deserialize)]
 struct Server {
+    changed: Lsn,
     clock: Timestamp,
     next_operation: u64,
+    starts: u64,
 }
 
 /// The body of an entry.
@@ -45,28 +48,33 @@ enum Entry<T> {
     },
 }
 
-/// What there is of a job.
+/// What there is of a job or repo.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum JobEntry<J, R> {
-    Job(J),
+enum Standing<T, R> {
+    Known(T),
     Removed(R),
 }
 
-/// The entity of what belongs to the server as a whole.
-fn server_entity() -> EntityKey {
-    EntityKey { kind: EntityKind::Server, name: "server".to_string() }
+fn stats_entity(key: &Key) -> EntityKey {
+    EntityKey { kind: EntityKind::Stats, name: key.entity_name() }
 }
 
 impl State {
     /// Everything, as (entity, its last lsn, body), for a checkpoint that covers [`State::lsn`].
     pub fn entries(&self) -> impl Iterator<Item = (EntityKey, Lsn, Vec<u8>)> + '_ {
-        let server = Server { clock: self.clock, next_operation: self.next_operation };
-        let head = (server_entity(), Lsn::NONE, encode(&Entry::Whole(server)));
+        let server = Server {
+            changed: self.server_changed,
+            clock: self.clock,
+            next_operation: self.next_operation,
+            starts: self.starts,
+        };
+        let head = (server_entity(), self.server_changed, encode(&Entry::Whole(server)));
         let jobs = self.jobs.keys().chain(self.removed.keys()).map(job_entity);
-        let repos = self.repos.keys().map(repo_entity);
+        let repos = self.repos.keys().chain(self.removed_repos.keys()).map(repo_entity);
+        let stats = self.stats.rows().map(|(key, _)| stats_entity(key));
         let operations = self.operations.keys().map(|id| operation_entity(*id));
-        let readable = repos.chain(operations).chain(jobs);
+        let readable = repos.chain(operations).chain(stats).chain(jobs);
         let readable = readable.filter(|entity| self.unavailable(entity).is_none());
         // What is lost of the server itself is made good by the new entry for it.
         let lost = self.unavailable.keys().filter(|entity| entity.kind != EntityKind::Server);
@@ -84,13 +92,22 @@ impl State {
             EntityKind::Job => body(
                 reason,
                 JobId::parse(&entity.name).ok().and_then(|id| {
-                    let removed = || self.removed.get(&id).map(JobEntry::Removed);
-                    self.jobs.get(&id).map(|job| JobEntry::Job(&**job)).or_else(removed)
+                    let removed = || self.removed.get(&id).map(Standing::Removed);
+                    self.jobs.get(&id).map(|job| Standing::Known(&**job)).or_else(removed)
                 }),
             ),
             EntityKind::Repo => {
                 let name = RepoName::parse(&entity.name).ok();
-                body(reason, name.and_then(|name| self.repos.get(&name)).map(|repo| &**repo))
+                body(
+                    reason,
+                    name.and_then(|name| {
+                        let removed = || self.removed_repos.get(&name).map(Standing::Removed);
+                        self.repos.get(&name).map(|r| Standing::Known(&**r)).or_else(removed)
+                    }),
+                )
+            }
+            EntityKind::Stats => {
+                body(reason, Key::parse(&entity.name).and_then(|key| self.stats.row(&key)))
             }
             EntityKind::Operation => {
                 let id = entity.name.parse().ok().map(OperationId);
@@ -123,14 +140,16 @@ impl State {
                 if let Some(server) = server {
                     self.clock = self.clock.max(server.clock);
                     self.next_operation = self.next_operation.max(server.next_operation);
+                    self.starts = self.starts.max(server.starts);
+                    self.server_changed = self.server_changed.max(server.changed);
                 }
                 lost
             }
             EntityKind::Job => {
-                let (found, lost) = decode::<JobEntry<Job, Removed>>(body)?;
+                let (found, lost) = decode::<Standing<Job, Removed>>(body)?;
                 match found {
-                    Some(JobEntry::Job(job)) => self.put(job),
-                    Some(JobEntry::Removed(removed)) => {
+                    Some(Standing::Known(job)) => self.put(job),
+                    Some(Standing::Removed(removed)) => {
                         let id = JobId::parse(&entity.name).map_err(|e| e.to_string())?;
                         self.put_removed(id, removed);
                     }
@@ -139,9 +158,16 @@ impl State {
                 lost
             }
             EntityKind::Repo => {
-                let (found, lost) = decode::<Repo>(body)?;
-                if let Some(repo) = found {
-                    self.repos.insert_mut(repo.name.clone(), Arc::new(repo));
+                let (found, lost) = decode::<Standing<Repo, RemovedRepo>>(body)?;
+                match found {
+                    Some(Standing::Known(repo)) => {
+                        self.repos.insert_mut(repo.name.clone(), Arc::new(repo));
+                    }
+                    Some(Standing::Removed(removed)) => {
+                        let name = RepoName::parse(&entity.name).map_err(|e| e.to_string())?;
+                        self.put_removed_repo(name, removed);
+                    }
+                    None => {}
                 }
                 lost
             }
@@ -149,6 +175,14 @@ impl State {
                 let (found, lost) = decode::<Operation>(body)?;
                 if let Some(operation) = found {
                     self.put_operation(operation);
+                }
+                lost
+            }
+            EntityKind::Stats => {
+                let (found, lost) = decode::<Row>(body)?;
+                let key = Key::parse(&entity.name).ok_or("no row of statistics has this name")?;
+                if let Some(row) = found {
+                    self.stats.put(key, row);
                 }
                 lost
             }

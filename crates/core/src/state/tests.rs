@@ -5,13 +5,17 @@
 
 mod actions;
 mod damage;
+mod limits_met;
 mod looks;
 mod model;
 mod policies;
 mod queue;
 mod random;
+mod removals;
 mod repos;
+mod statistics;
 mod table;
+mod why;
 
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString as _};
@@ -23,12 +27,11 @@ use super::{IllegalEvent, Rules, State};
 use crate::effect::Effect;
 use crate::event::{Event, Transaction};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName, SessionId};
-use crate::job::{
-    Idempotency, Job, OnInterrupt, OnUnknown, OutcomeKind, Phase, Task, TaskLimits, Work,
-};
+use crate::job::{Idempotency, Job, OutcomeKind, Phase, Work};
 use crate::record::EntityKey;
 use crate::repo::{OperationKind, RepoPhase};
 use crate::request::{Granted, Refusal, Report, Request, Submission};
+use crate::task::{OnInterrupt, OnLimit, OnUnknown, Task, TaskLimits};
 use crate::time::Timestamp;
 
 use looks::Look;
@@ -91,7 +94,7 @@ impl Rig {
 
     fn ask(&mut self, request: Request) -> Result<Granted, Refusal> {
         let before = self.state.clone();
-        match self.state.decide(request) {
+        match self.state.decide(request, "ann") {
             Ok((events, granted)) => {
                 self.write(&events);
                 Ok(granted)
@@ -269,6 +272,8 @@ fn task() -> Task {
         on_interrupt: OnInterrupt::Resume,
         on_unknown: OnUnknown::Hold,
         max_interrupts: 3,
+        on_limit: OnLimit::Wait,
+        limit_wait_ms: 3_600_000,
         limits: TaskLimits::default(),
         env: BTreeMap::new(),
         title: None,

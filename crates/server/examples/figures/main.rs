@@ -9,6 +9,7 @@ mod agents;
 mod idle;
 mod machine;
 mod memory;
+mod place;
 mod report;
 mod rig;
 mod start;
@@ -44,6 +45,7 @@ const FIGURES: &[(&str, Measure)] = &[
     ("adopt", start::with_agents),
     ("memory", memory::measure),
     ("idle", idle::measure),
+    ("place", place::measure),
 ];
 
 fn main() -> ExitCode {

@@ -14,6 +14,7 @@ mod repo;
 mod run;
 mod show;
 mod startup_log;
+mod stats;
 mod submit;
 mod text;
 mod wait;
@@ -157,6 +158,8 @@ enum Verb {
     /// Agents that jobs can use
     #[command(subcommand)]
     Engine(engine::Engine),
+    /// What became of jobs: totals, durations, use; by engine, repo, owner and day
+    Stats(stats::Stats),
     /// What the server found and did when it started
     StartupLog(startup_log::StartupLog),
 }
@@ -230,6 +233,7 @@ fn client_verb(verb: Verb, context: &Context) -> Result<Status, Failure> {
         Verb::Remove(verb) => verb.run(context),
         Verb::Repo(verb) => verb.run(context),
         Verb::Engine(verb) => verb.run(context),
+        Verb::Stats(verb) => verb.run(context),
         Verb::StartupLog(verb) => verb.run(context),
         Verb::Serve { .. } | Verb::Demo(_) => Ok(SUCCESS),
     }

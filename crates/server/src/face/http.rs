@@ -9,10 +9,13 @@ mod output;
 mod problem;
 mod repos;
 mod show;
+mod stats;
 mod submit;
 mod tail;
+mod why;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -61,6 +64,10 @@ pub struct Parts {
     pub programs: std::collections::BTreeMap<String, String>,
     /// From when on a silent supervisor or agent is noticed.
     pub patience: Patience,
+    /// How many agents run at once, for estimates.
+    pub running_max: u32,
+    /// All that a job waits for limits, when it says nothing itself.
+    pub limit_wait: Duration,
     /// Every task that outlives its request.
     pub tracker: TaskTracker,
     /// The server is stopping: long answers end.
@@ -115,6 +122,7 @@ pub fn router(parts: Parts) -> Router {
         .route("/events", get(events::all))
         .route("/repos", post(repos::add).get(repos::list))
         .route("/repos/{name}", get(repos::show).delete(repos::remove))
+        .route("/stats", get(stats::stats))
         .route("/engines", get(admin::engines))
         .route("/admin/startup-log", get(admin::startup_log))
         .fallback(no_such_path)
@@ -173,7 +181,7 @@ impl App {
 
     /// Asks the driver; the answer is durable.
     async fn ask(&self, request: Request) -> Result<Granted, Problem> {
-        Ok(self.handle.ask(request).await??)
+        Ok(self.handle.ask(request, OWNER).await??)
     }
 }
 

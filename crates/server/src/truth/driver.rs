@@ -32,7 +32,7 @@ type Answer = Result<Granted, Refusal>;
 /// What the driver is told.
 #[derive(Debug)]
 enum Input {
-    Ask { request: Box<Request>, reply: oneshot::Sender<Answer> },
+    Ask { request: Box<Request>, by: String, reply: oneshot::Sender<Answer> },
     Report { report: Box<Report>, seen: oneshot::Sender<()> },
     Tick,
 }
@@ -65,14 +65,14 @@ pub struct Handle {
 pub struct Stopping;
 
 impl Handle {
-    /// Asks, and waits until the answer is durable.
+    /// Asks in somebody's name, and waits until the answer is durable.
     ///
     /// # Errors
     /// The server is stopping.
-    pub async fn ask(&self, request: Request) -> Result<Answer, Stopping> {
+    pub async fn ask(&self, request: Request, by: &str) -> Result<Answer, Stopping> {
         let (reply, answer) = oneshot::channel();
-        let request = Box::new(request);
-        self.inputs.send(Input::Ask { request, reply }).await.map_err(|_| Stopping)?;
+        let (request, by) = (Box::new(request), by.to_string());
+        self.inputs.send(Input::Ask { request, by, reply }).await.map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
     }
 
@@ -179,6 +179,8 @@ pub struct Driver {
     clock: fn() -> Timestamp,
     wal: Wal<Commit>,
     inputs: mpsc::Receiver<Input>,
+    /// That this server has started: it stands first in its first record, so it costs no write of its own.
+    started: Option<Event>,
 }
 
 impl std::fmt::Debug for Driver {
@@ -204,8 +206,10 @@ impl Driver {
         clock: fn() -> Timestamp,
         wal: Wal<Commit>,
         inputs: Inputs,
+        started: Event,
     ) -> Self {
-        Self { state, running_max, room, clock, wal, inputs: inputs.0 }
+        let started = Some(started);
+        Self { state, running_max, room, clock, wal, inputs: inputs.0, started }
     }
 
     /// Works until every handle is gone.
@@ -241,8 +245,8 @@ impl Driver {
                 gathered.replies.push(Reply::Seen(seen));
                 self.state.observe(&report, now)
             }
-            Input::Ask { request, reply } => {
-                let (answer, events) = match self.state.decide(*request) {
+            Input::Ask { request, by, reply } => {
+                let (answer, events) = match self.state.decide(*request, &by) {
                     Ok((events, granted)) => (Ok(granted), events),
                     Err(refusal) => (Err(refusal), Vec::new()),
                 };
@@ -260,6 +264,12 @@ impl Driver {
             let lsn = self.state.lsn().next();
             let mut links: Vec<Link> = Vec::new();
             let mut transaction = Transaction { at: now, events: Vec::new() };
+            if self.started.is_some()
+                && !(events.is_empty() && self.state.due(now, rules).is_empty())
+            {
+                let started: Vec<Event> = self.started.take().into_iter().collect();
+                self.apply_all(lsn, &started, &mut transaction, &mut links, gathered);
+            }
             self.apply_all(lsn, &events, &mut transaction, &mut links, gathered);
             let mut more = false;
             for count in 0.. {

@@ -4,18 +4,18 @@
 //! nothing: it makes the task look, and the report goes to the driver, which judges (I3). The tasks hold no state that matters:
 //! all of them may be lost at any instant and are made anew from State and the disk.
 
+mod clearing;
+
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outlive_core::effect::Effect;
 use outlive_core::evidence::{Evidence, Lock, Seen};
-use outlive_core::ids::OperationId;
 use outlive_core::job::Work;
 use outlive_core::limits;
+use outlive_core::retry::backoff;
 use outlive_core::spec::{Reading, StopCause, StopRequest, VERSION};
 use outlive_supervisor::{
     Here, Holder, boot_ms, crash_point, exit, open_process, probe, read_started, wake, write_stop,
@@ -24,11 +24,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::data_dir::make_private_dir;
 use crate::truth::driver::Handle;
 use crate::truth::wal::Durable;
-use crate::world::files;
-use crate::world::launch::{Surroundings, discard};
+use crate::world::launch::Surroundings;
 use crate::world::look::look;
 
 /// Orders for one piece of work that wait for each other: launch, stop, release, and a few repeated by recovery.
@@ -94,8 +92,8 @@ impl Fleet {
                     let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
                     drop(tasks.remove(&work));
                 }
-                Effect::TrashJob { job } => self.discard(self.0.surroundings.paths.job(&job)),
-                Effect::TrashRepo { name } => self.discard(self.0.surroundings.paths.repo(&name)),
+                Effect::TrashJob { job } => self.clear_jobs(vec![job]),
+                Effect::TrashRepo { name } => self.clear_repo(&name),
                 Effect::TrashOperation { id } => {
                     self.discard(self.0.surroundings.paths.operation(id));
                 }
@@ -108,44 +106,6 @@ impl Fleet {
         let inner = self.0.clone();
         let task = self.0.tracker.spawn(async move { inner.report(work).await });
         async move { drop(task.await) }
-    }
-
-    /// Clears away the directories of operations that are over: a crash may have come between their end and that. Gives back how
-    /// many there were.
-    pub async fn clear_operations(&self) -> u64 {
-        let inner = self.0.clone();
-        let cleared = self.0.tracker.spawn_blocking(move || inner.clear_operations());
-        cleared.await.unwrap_or(0)
-    }
-
-    /// Moves away what questions left behind that an earlier server died over, and makes room for new ones.
-    ///
-    /// # Errors
-    /// As the disk says.
-    pub fn renew_scratch(&self) -> std::io::Result<()> {
-        let paths = &self.0.surroundings.paths;
-        if paths.scratch().exists() {
-            files::trash(&paths.scratch(), &paths.trash()).map_err(std::io::Error::other)?;
-        }
-        self.make_scratch()
-    }
-
-    /// Makes room for questions if there is none.
-    ///
-    /// # Errors
-    /// As the disk says.
-    pub fn make_scratch(&self) -> std::io::Result<()> {
-        make_private_dir(&self.0.surroundings.paths.scratch())
-    }
-
-    /// Goes on with deletions that an earlier server died over: what stands in the trash is deleted already, only not yet gone.
-    pub fn empty_trash(&self) {
-        let trash = self.0.surroundings.paths.trash();
-        self.0.tracker.spawn_blocking(move || {
-            if let Err(error) = files::empty_trash(&trash) {
-                tracing::warn!(%error, "the trash is not empty; tried again at the next start");
-            }
-        });
     }
 
     fn order(&self, work: &Work, order: Order) {
@@ -167,16 +127,6 @@ impl Fleet {
         if sender.try_send(order).is_err() {
             tracing::error!(?work, ?order, "too many orders at once; the next start will find out");
         }
-    }
-
-    fn discard(&self, dir: PathBuf) {
-        let trash = self.0.surroundings.paths.trash();
-        self.0.tracker.spawn_blocking(move || {
-            crash_point("fleet.before_discard");
-            if let Err(error) = discard(&dir, &trash) {
-                tracing::warn!(%error, dir = %dir.display(), "not deleted; tried again at the next start");
-            }
-        });
     }
 }
 
@@ -209,19 +159,6 @@ impl Keeper {
 }
 
 impl Inner {
-    fn clear_operations(&self) -> u64 {
-        let paths = &self.surroundings.paths;
-        let entries = fs::read_dir(paths.operations()).into_iter().flatten().flatten();
-        let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-        // The names first: whatever has a directory was in State before, and is gone from it now only if it is over.
-        let state = self.handle.view();
-        let ids = names.iter().filter_map(|name| name.to_str()?.parse().ok().map(OperationId));
-        let over = ids.filter(|id| state.operation(*id).is_none()).map(|id| paths.operation(id));
-        // Where records were lost it may be alive all the same.
-        let over = over.filter(|dir| probe(dir, &self.here).lock == Lock::Free);
-        over.map(|dir| discard(&dir, &paths.trash())).map(|done| u64::from(done.is_ok())).sum()
-    }
-
     async fn report(self: Arc<Self>, work: Work) {
         for left in (0..ENDING_LOOKS).rev() {
             let (inner, work) = (self.clone(), work.clone());
@@ -328,9 +265,11 @@ impl WorkTask {
         }
     }
 
-    /// A disk that is full now may have room later; what was accepted is not given up for it.
+    /// A disk that is full now may have room later, and a process table too; what was accepted is not given up for it. There is
+    /// no bound but the pause: each time is one small record, and a person sees the same decision counted in `why`.
     async fn launch_later(&mut self) {
-        pause(Duration::from_secs(5)).await;
+        pause(growing(self.unspawned)).await;
+        self.unspawned = self.unspawned.saturating_add(1);
         self.report().await;
     }
 
@@ -467,7 +406,7 @@ impl WorkTask {
 
 /// A pause that doubles with each failure, from the first to the longest.
 fn growing(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE)
+    backoff(FIRST_PAUSE, LONGEST_PAUSE, failures)
 }
 
 /// Waits for a time, if there is one, and gives back what is to be done then.

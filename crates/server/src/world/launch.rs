@@ -16,6 +16,7 @@ use outlive_supervisor::replace_file;
 
 use crate::data_dir::{Paths, make_private_dir};
 use crate::world::files::dir_sync;
+use crate::world::removal;
 
 /// Why a keep directory could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +188,11 @@ impl Surroundings {
         match &operation.kind {
             OperationKind::Clone { repo } => {
                 let repo = state.repo(repo).ok_or(LaunchError::Gone)?;
+                if operation.tries == 1 {
+                    // Left over from a removed repo of the same name: it must not be taken for what is to be made.
+                    removal::repo(&self.paths, &self.instance, &repo.name)
+                        .map_err(on(self.paths.repo(&repo.name)))?;
+                }
                 argv.extend(["clone".into(), repo.source.clone()]);
                 argv.push(text_of(&self.paths.repo(&repo.name)));
                 argv.extend(repo.branch.iter().map(|branch| format!("--branch={branch}")));
@@ -205,6 +211,7 @@ impl Surroundings {
             }
         }
         argv.push(format!("--trash={}", text_of(&self.paths.trash())));
+        argv.push(format!("--instance={}", self.instance));
         Ok(Spec {
             mark: format!("{}/operation/{id}", self.instance),
             job: format!("operation {id}"),
@@ -262,7 +269,9 @@ fn was_cut_off(job: &Job, attempt: &Attempt) -> bool {
     job.attempts.iter().filter(|other| before(other.n)).any(|other| {
         let cut = matches!(
             other.end.as_ref().map(|end| end.ended_by),
-            Some(EndedBy::Interruption | EndedBy::Unknown)
+            Some(
+                EndedBy::Interruption | EndedBy::Unknown | EndedBy::UsageLimit | EndedBy::Overload
+            )
         );
         other.turn == attempt.turn && other.session == attempt.session && cut
     })

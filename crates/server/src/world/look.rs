@@ -80,6 +80,7 @@ fn attempt_findings(
         });
         findings.usage = reading.usage;
         findings.session_sign = sign;
+        findings.limit = reading.limit;
     }
     findings
 }

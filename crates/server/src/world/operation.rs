@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use outlive_core::retry::backoff;
+
 use crate::world::files::FileError;
 use crate::world::source;
-use crate::world::workspace::{self, Made};
+use crate::world::workspace::{self, Made, Ours};
 
 /// Between two tries while the disk is full: doubles from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -37,6 +39,9 @@ enum Verb {
         /// Where left-overs go before they are deleted; on the same file system.
         #[arg(long)]
         trash: PathBuf,
+        /// The data directory's UUID.
+        #[arg(long)]
+        instance: String,
     },
     /// Make a job's workspace from a source copy.
     Copy {
@@ -50,6 +55,9 @@ enum Verb {
         /// Where left-overs go before they are deleted; on the same file system.
         #[arg(long)]
         trash: PathBuf,
+        /// The data directory's UUID.
+        #[arg(long)]
+        instance: String,
     },
 }
 
@@ -76,13 +84,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Tries until it is not for want of space that it fails: what was accepted is not given up for a full disk. What was made until
 /// then is gone again, so that others have the space.
 fn patiently(work: impl Fn() -> Result<Made, Box<dyn Error>>) -> Result<Made, Box<dyn Error>> {
-    let mut wait = FIRST_WAIT;
+    let mut tries = 0_u32;
     loop {
         match work() {
             Err(error) if is_for_want_of_space(&*error) => {
                 writeln!(std::io::stderr(), "waits for space: {}", one_line(&*error)).ok();
-                pause(wait);
-                wait = (wait * 2).min(LONGEST_WAIT);
+                pause(backoff(FIRST_WAIT, LONGEST_WAIT, tries));
+                tries = tries.saturating_add(1);
             }
             done => return done,
         }
@@ -102,12 +110,12 @@ fn pause(duration: Duration) {
 
 fn perform(verb: &Verb) -> Result<Made, Box<dyn Error>> {
     Ok(match verb {
-        Verb::Clone { source, dest, branch, trash } => {
+        Verb::Clone { source, dest, branch, trash, instance } => {
             let source = source::parse_source(source)?;
-            workspace::make_source_copy(&source, dest, branch.as_deref(), trash)?
+            workspace::make_source_copy(&source, dest, branch.as_deref(), Ours { trash, instance })?
         }
-        Verb::Copy { source, dest, branch, trash } => {
-            workspace::make_workspace(source, dest, branch, trash)?
+        Verb::Copy { source, dest, branch, trash, instance } => {
+            workspace::make_workspace(source, dest, branch, Ours { trash, instance })?
         }
     })
 }

@@ -31,6 +31,8 @@ pub struct Made {
     pub bytes: u64,
     /// Entries that could not be carried: sockets, devices, and what vanished meanwhile.
     pub skipped: u64,
+    /// The data directory whose it is (I12).
+    pub instance: String,
 }
 
 /// Why a source copy or workspace was not made. Nothing is left under its name then.
@@ -87,13 +89,22 @@ pub enum MakeError {
     },
 }
 
+/// What of the data directory has to be known.
+#[derive(Debug, Clone, Copy)]
+pub struct Ours<'a> {
+    /// Where left-overs go before they are deleted; on the same file system.
+    pub trash: &'a Path,
+    /// Its UUID, noted in all that is made.
+    pub instance: &'a str,
+}
+
 /// Makes a repo's source copy at `dest`: a local work tree is copied whole, with everything in it; a URL is cloned by git.
-/// `trash` lies on the same file system. When `dest` was already made by an earlier run, its answer is given again.
+/// When `dest` was already made by an earlier run, its answer is given again.
 pub fn make_source_copy(
     source: &Source,
     dest: &Path,
     branch: Option<&str>,
-    trash: &Path,
+    Ours { trash, instance }: Ours<'_>,
 ) -> Result<Made, MakeError> {
     // I7: a previous run may have put it in place and died before anybody heard of it.
     if let Some(made) = finished(dest)? {
@@ -106,10 +117,12 @@ pub fn make_source_copy(
             partial::build(dest, trash, |partial| {
                 let copied = copy::copy_tree(&path, partial)?;
                 take_borrowed_objects(&path, partial)?;
-                note(partial, copied)
+                note(partial, copied, instance)
             })
         }
-        Source::Url(url) => partial::build(dest, trash, |partial| clone(url, partial, branch)),
+        Source::Url(url) => {
+            partial::build(dest, trash, |partial| clone(url, partial, branch, instance))
+        }
     }
 }
 
@@ -119,7 +132,7 @@ pub fn make_workspace(
     source_copy: &Path,
     dest: &Path,
     branch: &str,
-    trash: &Path,
+    Ours { trash, instance }: Ours<'_>,
 ) -> Result<Made, MakeError> {
     // I7: as above.
     if let Some(made) = finished(dest)? {
@@ -131,7 +144,7 @@ pub fn make_workspace(
     partial::build(dest, trash, |partial| {
         let copied = copy::copy_tree(source_copy, partial)?;
         start_branch(&partial.join(".git"), branch)?;
-        note(partial, copied)
+        note(partial, copied, instance)
     })
 }
 
@@ -149,11 +162,12 @@ fn finished(dest: &Path) -> Result<Option<Made>, MakeError> {
     Ok(Some(made))
 }
 
-fn note_path(tree: &Path) -> PathBuf {
+/// Where a finished source copy or workspace says what it is.
+pub fn note_path(tree: &Path) -> PathBuf {
     tree.join(".git").join(std::ffi::OsStr::from_bytes(copy::NOTE.to_bytes()))
 }
 
-fn note(tree: &Path, copied: copy::Copied) -> Result<Made, MakeError> {
+fn note(tree: &Path, copied: copy::Copied, instance: &str) -> Result<Made, MakeError> {
     let git_dir = tree.join(".git");
     let made = Made {
         made_by: copied.made_by,
@@ -162,6 +176,7 @@ fn note(tree: &Path, copied: copy::Copied) -> Result<Made, MakeError> {
         files: copied.files,
         bytes: copied.bytes,
         skipped: copied.skipped,
+        instance: instance.to_string(),
     };
     let path = note_path(tree);
     let json = serde_json::to_vec(&made).map_err(|e| FileError::on("write", &path)(e))?;
@@ -226,7 +241,12 @@ fn take_borrowed_objects(source: &Path, copy: &Path) -> Result<(), MakeError> {
     Ok(std::fs::remove_file(&alternates).map_err(FileError::on("remove", &alternates))?)
 }
 
-fn clone(url: &str, partial: &Path, branch: Option<&str>) -> Result<Made, MakeError> {
+fn clone(
+    url: &str,
+    partial: &Path,
+    branch: Option<&str>,
+    instance: &str,
+) -> Result<Made, MakeError> {
     let mut clone = git::network();
     clone.args(["clone", "--quiet"]);
     if let Some(branch) = branch {
@@ -235,7 +255,7 @@ fn clone(url: &str, partial: &Path, branch: Option<&str>) -> Result<Made, MakeEr
     clone.arg("--").arg(url).arg(partial);
     git::run(&mut clone, "clone", Bounds::SUPERVISED, &mut std::io::sink())?;
     let (files, bytes) = measure(partial)?;
-    note(partial, copy::Copied { made_by: MadeBy::Clone, files, bytes, skipped: 0 })
+    note(partial, copy::Copied { made_by: MadeBy::Clone, files, bytes, skipped: 0 }, instance)
 }
 
 fn start_branch(git_dir: &Path, branch: &str) -> Result<(), GitError> {

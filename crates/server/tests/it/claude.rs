@@ -8,7 +8,7 @@ use crate::fake_model::FakeModel;
 use crate::rig::{Rig, signal, wait_gone};
 
 /// A rig whose agents find the real CLI in their path and our model at its address.
-fn rig_with_claude(model: &FakeModel) -> Rig {
+pub(crate) fn rig_with_claude(model: &FakeModel) -> Rig {
     let mut rig = Rig::new();
     let program = claude_program();
     let dir = program.parent().expect("a program stands in a directory");

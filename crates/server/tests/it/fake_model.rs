@@ -7,6 +7,8 @@
 //! [[chunks=N]]       the answer is streamed in N pieces (3)
 //! [[tool=SHELL]]     first a call of the Bash tool with this command; may stand several times, done in order
 //! [[status=500]]     every request fails with this status
+//! [[limited=S:NAME]] every request fails with status S until the test opens the gate; 429 as a subscription's limit has it,
+//!                    over at [`RESETS_AT`]
 //! [[gate=NAME]]      the answer stops before its last piece until the test opens the gate
 //! ```
 //!
@@ -31,6 +33,9 @@ use tokio::sync::watch;
 
 /// How long a test waits for something that must happen. Only a broken one gets near it.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// When the usage limit of `[[limited=429:…]]` is over, in seconds after 1970: far away.
+pub(crate) const RESETS_AT: u64 = 4_000_000_000;
 
 /// The running stand-in; stops when dropped.
 pub(crate) struct FakeModel {
@@ -173,13 +178,37 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     shared.seen().requests.push(Request { body, prompts });
     shared.changed.notify_all();
     match plan {
+        Plan::Limited(status, gate, _) if !shared.seen().open.contains(&gate) => limited(status),
+        Plan::Stream(message) | Plan::Limited(_, _, message) => {
+            stream_of(shared, message.pieces(&model))
+        }
         Plan::Status(status) => failure(status, &format!("scripted {status}")),
-        Plan::Stream(message) => stream_of(shared, message.pieces(&model)),
     }
 }
 
+/// "Not now", as the vendor says it to a subscriber.
+fn limited(status: u16) -> Response {
+    let mut refusal = failure(status, "scripted: not now");
+    if status == 429 {
+        let headers = [("status", "rejected".to_owned()), ("reset", RESETS_AT.to_string())];
+        for (name, value) in headers {
+            let name = format!("anthropic-ratelimit-unified-{name}");
+            let name = header::HeaderName::try_from(name).expect("a good name");
+            refusal.headers_mut().insert(name, value.parse().expect("a good value"));
+        }
+        let claim = "anthropic-ratelimit-unified-representative-claim";
+        refusal.headers_mut().insert(claim, header::HeaderValue::from_static("five_hour"));
+    }
+    refusal
+}
+
 fn failure(status: u16, message: &str) -> Response {
-    let kind = if status == 401 { "authentication_error" } else { "api_error" };
+    let kind = match status {
+        401 => "authentication_error",
+        429 => "rate_limit_error",
+        529 => "overloaded_error",
+        _ => "api_error",
+    };
     let body = json!({"type": "error", "error": {"type": kind, "message": message}});
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
@@ -237,6 +266,8 @@ fn without_directives(prompt: &str) -> String {
 
 enum Plan {
     Status(u16),
+    /// This status until this gate is open.
+    Limited(u16, String, Message),
     Stream(Message),
 }
 
@@ -260,7 +291,12 @@ fn plan(prompts: &[String], tool_results: usize) -> Plan {
         .collect();
     words.push(format!("DONE user_turns={} first={first}", prompts.len()));
     let gate = directives(last, "gate").first().map(|gate| (*gate).to_owned());
-    Plan::Stream(Message::Text { words, gate })
+    let message = Message::Text { words, gate };
+    let limited = directives(last, "limited").first().and_then(|value| value.split_once(':'));
+    match limited.and_then(|(status, gate)| Some((status.parse().ok()?, gate.to_owned()))) {
+        Some((status, gate)) => Plan::Limited(status, gate, message),
+        None => Plan::Stream(message),
+    }
 }
 
 enum Message {

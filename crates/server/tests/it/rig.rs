@@ -227,10 +227,16 @@ impl Rig {
 
     /// Registers the repo `r`, made on the spot, and waits until it is ready.
     pub(crate) fn repo(&self) {
-        let source = self.make_repo("source");
-        let body = json!({ "name": "r", "source": source });
+        self.repo_from("r", "source");
+    }
+
+    /// The same under another name, made there.
+    pub(crate) fn repo_from(&self, name: &str, source: &str) {
+        let source = self.make_repo(source);
+        let body = json!({ "name": name, "source": source });
         self.client().post("/api/repos", &body).expect("registered");
-        let repo = self.client().get("/api/repos/r?wait=true").expect("there").json();
+        let repo =
+            self.client().get(&format!("/api/repos/{name}?wait=true")).expect("there").json();
         let repo = repo.expect("JSON");
         assert_eq!(repo["phase"], "ready", "{repo}");
     }
@@ -314,6 +320,23 @@ impl Rig {
             sender.send(())
         });
         emptied.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never: {}", self.complaints()));
+    }
+
+    /// Waits until something is no longer in its directory, by the directory's own events.
+    pub(crate) fn wait_away(&self, path: &Path) {
+        let mut inotify = inotify::Inotify::init().expect("inotify");
+        let mask = inotify::WatchMask::DELETE | inotify::WatchMask::MOVED_FROM;
+        inotify.watches().add(path.parent().expect("in a directory"), mask).expect("it is there");
+        let (sender, gone) = channel();
+        let watched = path.to_path_buf();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while watched.exists() {
+                inotify.read_events_blocking(&mut buffer).expect("events");
+            }
+            sender.send(())
+        });
+        gone.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never: {}", self.complaints()));
     }
 
     /// Lines of a file that agents append to.

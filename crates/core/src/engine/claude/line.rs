@@ -5,11 +5,14 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::super::{Item, Reading, SessionSign, Usage};
-use super::shape::{Answer, Closing, Head, ModelUsage, Retry, Scalar, Tokens};
+use super::super::{Item, Limit, Reading, SessionSign, Usage};
+use super::shape::{
+    Answer, Closing, Head, ModelUsage, RateLimit, RateLimitEvent, Retry, Scalar, Tokens,
+};
 use super::sign_in_error;
 use crate::evidence::AgentResult;
 use crate::limits;
+use crate::time::Timestamp;
 
 /// Reads a complete line, its newline taken off.
 pub(in crate::engine) fn read_line(line: &[u8], reading: &mut Reading, items: &mut Vec<Item>) {
@@ -36,16 +39,20 @@ fn read_record(line: &[u8], reading: &mut Reading, items: &mut Vec<Item>) -> boo
     let Ok(head) = serde_json::from_slice::<Head>(line) else { return false };
     match (head.kind.text(), head.subtype.text()) {
         (Some("system"), Some("init")) => {
-            reading.result = None;
+            goes_on(reading);
             reading.session = head.session_id.into_text();
             // Announced again in a run that was closed before: what was stored stays stored.
             reading.sign = reading.sign.or(Some(SessionSign::Announced));
         }
         (Some("system"), Some("api_retry")) => items.push(Item::Note(retry(line))),
-        (Some("user"), _) => reading.result = None,
+        (Some("rate_limit_event"), _) => {
+            let event = serde_json::from_slice::<RateLimitEvent>(line).unwrap_or_default();
+            reading.refused_until = refused_until(&event.rate_limit_info);
+        }
+        (Some("user"), _) => goes_on(reading),
         // A line of a known kind and of an unknown shape is passed over, like one of an unknown kind.
         (Some("assistant"), _) => {
-            reading.result = None;
+            goes_on(reading);
             if let Ok(answer) = serde_json::from_slice::<Answer>(line) {
                 read_answer(answer, items);
             }
@@ -59,6 +66,12 @@ fn read_record(line: &[u8], reading: &mut Reading, items: &mut Vec<Item>) -> boo
         _ => {}
     }
     true
+}
+
+/// A closing record that is followed by more work was not the closing one.
+fn goes_on(reading: &mut Reading) {
+    reading.result = None;
+    reading.limit = None;
 }
 
 fn retry(line: &[u8]) -> String {
@@ -93,6 +106,7 @@ fn read_closing(
 ) {
     // Both must say so: a failed request comes as subtype `success` with `is_error` true.
     let success = subtype_success && closing.is_error.is_false();
+    reading.limit = limit(&closing, success, reading.refused_until);
     let errors: Vec<String> =
         closing.errors.unwrap_or_default().into_iter().filter_map(Scalar::into_text).collect();
     let refused = errors.iter().find_map(|error| sign_in_error(error));
@@ -112,6 +126,27 @@ fn read_closing(
     reading.session = session.or_else(|| reading.session.take());
     reading.result = Some(AgentResult { success, text });
 }
+
+/// Until when an account may ask nothing more, if it may not and if that was said.
+fn refused_until(info: &RateLimit) -> Option<Timestamp> {
+    let rejected = info.status.text() == Some("rejected");
+    let seconds = Some(info.resets_at.count()).filter(|seconds| rejected && *seconds > 0);
+    seconds.map(|seconds| Timestamp(seconds.saturating_mul(1000)))
+}
+
+/// A refusal that passes by itself, by the status that the closing record gives it.
+fn limit(closing: &Closing, success: bool, refused_until: Option<Timestamp>) -> Option<Limit> {
+    match closing.api_error_status.count() {
+        _ if success => None,
+        TOO_MANY_REQUESTS => Some(Limit::Usage { resets_at: refused_until }),
+        OVERLOADED => Some(Limit::Overload),
+        _ => None,
+    }
+}
+
+/// The vendor's statuses for "not now".
+const TOO_MANY_REQUESTS: u64 = 429;
+const OVERLOADED: u64 = 529;
 
 /// 2.1.330 and later: per model, since the closing record before; so the records of one run add up.
 fn usage_by_model(models: &BTreeMap<String, ModelUsage>, before: Option<Usage>) -> Usage {

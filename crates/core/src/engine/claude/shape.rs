@@ -31,6 +31,22 @@ pub(super) struct Retry {
     pub(super) error: Scalar,
 }
 
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RateLimitEvent {
+    #[serde(default)]
+    pub(super) rate_limit_info: RateLimit,
+}
+
+/// How an account stands with its limits.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RateLimit {
+    #[serde(default)]
+    pub(super) status: Scalar,
+    /// Seconds after 1970.
+    #[serde(default, rename = "resetsAt")]
+    pub(super) resets_at: Scalar,
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Answer {
     pub(super) message: Message,
@@ -59,6 +75,9 @@ pub(super) struct Block {
 pub(super) struct Closing {
     #[serde(default)]
     pub(super) is_error: Scalar,
+    /// The HTTP status with which the model refused last.
+    #[serde(default)]
+    pub(super) api_error_status: Scalar,
     #[serde(default)]
     pub(super) result: Scalar,
     pub(super) errors: Option<Vec<Scalar>>,

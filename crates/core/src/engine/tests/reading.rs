@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use crate::engine::{Item, Reading, SessionSign, Usage, find};
+use crate::engine::{Item, Limit, Reading, SessionSign, Usage, find};
 use crate::evidence::AgentResult;
 use crate::limits;
 
@@ -63,6 +63,8 @@ fn a_run_with_a_tool_reads_as_text_result_usage_and_cost() {
         usage: Some(Usage { input_tokens: 27, output_tokens: 24, cost_micros: Some(568) }),
         session: Some("5e55".to_string()),
         sign: Some(SessionSign::Closed),
+        limit: None,
+        refused_until: None,
     };
     assert_eq!(reading, expected);
     assert!(!reading.not_opened());
@@ -324,4 +326,30 @@ proptest! {
         let (items, _) = read(&output, &[]);
         bytes(&items);
     }
+}
+
+/// As 2.1.330 wrote them, shortened.
+const REJECTED: &str = r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1795889907,"rateLimitType":"five_hour","isUsingOverage":false},"session_id":"5e55"}"#;
+const LIMIT_CLOSING: &str = r#"{"stop_reason":"stop_sequence","terminal_reason":"api_error","is_error":true,"subtype":"success","api_error_status":429,"result":"You've hit your 5-hour limit · resets 6:18pm (UTC)","type":"result","session_id":"5e55"}"#;
+
+#[test]
+fn limits_are_read_from_the_closing_record_and_their_end_from_the_event_before_it() {
+    let closing = |status: &str| LIMIT_CLOSING.replace("429", status);
+    let allowed = REJECTED.replace("rejected", "allowed_warning");
+    let (rate, overload, error) = (closing("429"), closing("529"), closing("500"));
+    let resets_at = Some(crate::time::Timestamp(1_795_889_907_000));
+    for (lines, limit) in [
+        ([INIT, REJECTED, rate.as_str()], Some(Limit::Usage { resets_at })),
+        ([INIT, allowed.as_str(), rate.as_str()], Some(Limit::Usage { resets_at: None })),
+        ([INIT, INIT, overload.as_str()], Some(Limit::Overload)),
+        ([INIT, REJECTED, error.as_str()], None),
+        ([INIT, REJECTED, CLOSING], None),
+    ] {
+        let (_, reading) = read(&joined(&lines), &[]);
+        assert_eq!(reading.limit, limit, "{lines:?}");
+    }
+    // It went on after all.
+    assert_eq!(read(&joined(&[INIT, REJECTED, &rate, TEXT]), &[]).1.limit, None);
+    // Without a closing record the agent did not give up: it was ended.
+    assert_eq!(read(&joined(&[INIT, REJECTED]), &[]).1.limit, None);
 }

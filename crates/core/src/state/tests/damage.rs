@@ -89,7 +89,7 @@ fn a_checkpoint_does_not_forget_what_is_damaged() {
             // Proves I10: never silence, and never a job that comes to life again in an old state.
             assert_eq!(again.unavailable(&entity), Some(WHY), "{phase}");
             assert!(model::same(&again, &state), "{phase}");
-            assert_eq!(again.decide(Request::Remove { job: id.clone() }), Err(refusal(&id)));
+            assert_eq!(again.decide(Request::Remove { job: id.clone() }, "ann"), Err(refusal(&id)));
         }
     }
     for entity in [repo_entity(&repo("r")), operation_entity(crate::ids::OperationId(1))] {

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec;
 
-use crate::engine::SessionSign;
+use crate::engine::{Limit, SessionSign, Usage};
 use crate::evidence::{AgentResult, Evidence, Lock, Seen};
 use crate::ids::{ProcessRef, SessionId};
 use crate::job::Work;
@@ -24,6 +24,8 @@ pub(super) enum Look {
     Exited(i32),
     /// It exited with 1, and its output shows this of its conversation.
     Sign(SessionSign),
+    /// It exited with 1, and its output says that this limit was met.
+    Limited(Limit),
     /// It was stopped as it was asked to be.
     Stopped(StopCause),
     /// It exited, and tools of it still run.
@@ -51,7 +53,7 @@ pub(super) enum Look {
 }
 
 /// All of them.
-pub(super) fn every() -> [Look; 19] {
+pub(super) fn every() -> [Look; 22] {
     [
         Look::Alive,
         Look::Nothing,
@@ -60,6 +62,9 @@ pub(super) fn every() -> [Look; 19] {
         Look::Exited(42),
         Look::Sign(SessionSign::NotFound),
         Look::Sign(SessionSign::InUse),
+        Look::Limited(Limit::Overload),
+        Look::Limited(Limit::Usage { resets_at: None }),
+        Look::Limited(Limit::Usage { resets_at: Some(Timestamp(1_500_000)) }),
         Look::Stopped(StopCause::Cancel),
         Look::ExitedTreeAlive,
         Look::Orphan,
@@ -141,7 +146,7 @@ impl Look {
                 Evidence { outcome: ended(Ending::NeverRan, None).outcome, ..nothing() }
             }
             Self::Exited(code) => ended(Ending::Exited(*code), None),
-            Self::Sign(_) => ended(Ending::Exited(1), None),
+            Self::Sign(_) | Self::Limited(_) => ended(Ending::Exited(1), None),
             Self::Stopped(cause) => ended(Ending::Signaled(15), Some(*cause)),
             Self::ExitedTreeAlive => Evidence {
                 tree_empty: Reading::Absent,
@@ -176,8 +181,12 @@ impl Look {
         };
         let answer = serde_json::json!({ "made_by": "reflink", "base_commit": "abc" });
         let findings = Findings {
-            usage: None,
+            usage: Some(Usage { input_tokens: 5, output_tokens: 3, cost_micros: Some(7) }),
             session_sign,
+            limit: match self {
+                Self::Limited(limit) => Some(*limit),
+                _ => None,
+            },
             answer: Some(answer),
             complaint: String::new(),
             output_now: OUTPUT,

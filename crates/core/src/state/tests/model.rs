@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 use super::{Record, Rig, State, entries, replayed, restored};
 use crate::event::{Event, Transaction};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
-use crate::job::{Job, Phase, WaitReason};
+use crate::job::{Job, OutcomeKind, Phase, WaitReason};
 use crate::record::{EntityKey, EntityKind};
+use crate::stats::Key;
 use crate::time::Timestamp;
 
 /// Everything that always holds and is cheap to compute.
@@ -35,6 +36,7 @@ pub(super) fn check_history(rig: &Rig) {
         assert_eq!(back, record.transaction);
     }
     launched_once(&rig.records);
+    everything_is_counted_once(&rig.records, &rig.state);
     for cut in [rig.records.len() / 3, rig.records.len() * 2 / 3] {
         a_checkpoint_can_be_gone_on_from(rig, cut);
     }
@@ -47,6 +49,44 @@ pub(super) fn same(one: &State, other: &State) -> bool {
         && one.clock == other.clock
         && one.index == other.index
         && one.unavailable == other.unavailable
+}
+
+/// What the statistics must say, counted anew and naively by the whole history.
+fn everything_is_counted_once(records: &[Record], state: &State) {
+    let mut accepted = 0;
+    let mut outcomes: BTreeMap<JobId, OutcomeKind> = BTreeMap::new();
+    let mut ran: BTreeMap<(JobId, AttemptNo), u64> = BTreeMap::new();
+    for event in records.iter().flat_map(|record| &record.transaction.events) {
+        match event {
+            Event::JobAccepted(_) => accepted += 1,
+            Event::JobEnded { job, outcome } => drop(outcomes.insert(job.clone(), outcome.kind)),
+            Event::JobRequeued { job, .. } => drop(outcomes.remove(job)),
+            Event::AttemptEnded { job, attempt, end } => {
+                let key = (job.clone(), *attempt);
+                match end.started_at {
+                    Some(at) => drop(ran.insert(key, end.ended_at.0.saturating_sub(at.0))),
+                    None => drop(ran.remove(&key)),
+                }
+            }
+            _ => {}
+        }
+    }
+    let total = state.stats.row(&Key::Total).cloned().unwrap_or_default();
+    assert_eq!((total.accepted, total.ended()), (accepted, outcomes.len() as u64));
+    for kind in [OutcomeKind::Completed, OutcomeKind::Failed, OutcomeKind::Cancelled] {
+        let count = outcomes.values().filter(|outcome| **outcome == kind).count() as u64;
+        assert_eq!(*total.clone().outcome(kind), count, "{kind:?}");
+    }
+    assert_eq!((total.attempts, total.run_ms.sum), (ran.len() as u64, ran.values().sum()));
+    let live = state.jobs().filter(|job| !matches!(job.phase, Phase::Ended { .. })).count() as u64;
+    assert_eq!(total.accepted, total.ended() + total.removed + live, "every job counts once");
+    for sort in ["engine", "owner", "day"] {
+        let rows = state.stats.rows().filter(|(key, _)| key.entity_name().starts_with(sort));
+        let sums = rows.fold((0, 0, 0), |(accepted, ended, attempts), (_, row)| {
+            (accepted + row.accepted, ended + row.ended(), attempts + row.attempts)
+        });
+        assert_eq!(sums, (total.accepted, total.ended(), total.attempts), "{sort}");
+    }
 }
 
 /// Proves I7: an attempt is planned once, in its order, and launched again only while it is the current one.
@@ -149,7 +189,10 @@ fn indexes_say_what_the_jobs_say(state: &State) {
             _ => {}
         }
     }
-    keys.extend(state.removed.values().map(|r| (r.owner.clone(), r.idempotency.key.clone())));
+    let removed = state.removed.values();
+    keys.extend(
+        removed.filter_map(|r| Some((r.owner.clone(), r.idempotency.as_ref()?.key.clone()))),
+    );
     queue.sort();
     let index = &state.index;
     assert!(index.queue.iter().map(|(key, id)| (*key, id.clone())).eq(queue), "queue");
@@ -159,6 +202,9 @@ fn indexes_say_what_the_jobs_say(state: &State) {
     assert!(index.busy.keys().eq(busy.iter()), "busy");
     assert!(index.keys.keys().eq(keys.iter()), "keys");
     assert_eq!(index.prompt_bytes, prompts);
+    for (ahead, (key, _)) in index.queue.iter().enumerate() {
+        assert_eq!(index.queue.rank(*key), ahead, "a place is what counting says");
+    }
 }
 
 /// An attempt is either what its job is about now, or its end is known.

@@ -6,10 +6,11 @@ use super::{Look, Rig, model};
 use crate::effect::Effect;
 use crate::engine::SessionSign;
 use crate::ids::JobId;
-use crate::job::{EndedBy, OnInterrupt, OnUnknown, OutcomeKind, Phase, WaitReason, Work};
+use crate::job::{EndedBy, OutcomeKind, Phase, WaitReason, Work};
 use crate::limits;
 use crate::request::Request;
 use crate::spec::StopCause;
+use crate::task::{OnInterrupt, OnUnknown};
 
 fn back_off(rig: &Rig, id: &JobId) -> Duration {
     match &rig.job(id).phase {
@@ -272,4 +273,43 @@ fn a_conversation_opened_in_the_wrong_way_gives_one_more_attempt_that_costs_no_t
     rig.see_job(&id, &Look::Sign(SessionSign::InUse));
     assert_eq!(rig.outcome(&id).0, OutcomeKind::Failed, "twice in a row is no guess gone wrong");
     assert_eq!((rig.job(&id).attempts.len(), rig.job(&id).interrupts), (3, 1));
+}
+
+#[test]
+fn a_person_who_says_go_gives_a_job_all_its_tries_again() {
+    let used_up = |rig: &mut Rig| {
+        let id = rig.running();
+        for n in 0..4 {
+            rig.see_job(&id, &Look::Rebooted);
+            rig.pass(Duration::from_secs(1 << n));
+        }
+        assert_eq!(rig.outcome(&id).0, OutcomeKind::Interrupted);
+        id
+    };
+    for resume in [true, false] {
+        let mut rig = Rig::with_repo(1);
+        let id = used_up(&mut rig);
+        let again = if resume {
+            Request::Resume { job: id.clone(), prompt: "once more".into() }
+        } else {
+            Request::Retry { job: id.clone(), session: crate::ids::SessionId("s".into()) }
+        };
+        rig.granted(again);
+        if !resume {
+            rig.see_job(&id, &Look::Exited(0));
+        }
+        rig.see_job(&id, &Look::Rebooted);
+        assert_eq!(back_off(&rig, &id), Duration::from_secs(1), "from the beginning");
+        assert_eq!(rig.job(&id).interrupts, 1);
+    }
+    // The same for what was unknown, where its survivors have to end first.
+    let mut rig = Rig::with_repo(1);
+    let id = rig.running();
+    rig.see_job(&id, &Look::Rebooted);
+    rig.pass(Duration::from_secs(1));
+    rig.see_job(&id, &Look::LostTreeAlive);
+    rig.granted(Request::Resume { job: id.clone(), prompt: "go on".into() });
+    assert_eq!(rig.phase(&id), "stopping");
+    rig.see_job(&id, &Look::Exited(0));
+    assert_eq!((rig.phase(&id), rig.job(&id).interrupts), ("running", 0));
 }

@@ -172,14 +172,14 @@ fn prompts_are_counted_in_bytes_and_a_full_store_refuses_every_way_in() {
         Request::Resume { job: ended, prompt: "p".into() },
         Request::Edit { job: held.clone(), edit: edit("a longer prompt") },
     ] {
-        let refused = rig.state.decide(request.clone());
+        let refused = rig.state.decide(request.clone(), "ann");
         let limit = limits::PROMPTS_BYTES_MAX;
         let full =
             matches!(refused, Err(Refusal::LimitReached { limit: told, .. }) if told == limit);
         assert!(full, "{request:?}: {refused:?}");
     }
     let shorter = Request::Edit { job: held, edit: edit("p") };
-    assert!(rig.state.decide(shorter).is_ok(), "a shorter prompt takes no room");
+    assert!(rig.state.decide(shorter, "ann").is_ok(), "a shorter prompt takes no room");
 }
 
 #[test]

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use super::{Look, Rig, State, add_repo, damage, key, looks, model, repo, restored};
 use crate::event::Transaction;
 use crate::ids::JobId;
-use crate::job::{OnInterrupt, OnUnknown, OutcomeKind, Phase, Work};
+use crate::job::{OutcomeKind, Phase, Work};
 use crate::request::{Edit, Request};
+use crate::task::{OnInterrupt, OnLimit, OnUnknown};
 
 const REPOS: [&str; 3] = ["r", "s", "t"];
 const ENGINES: [&str; 3] = ["demo", "claude", "command"];
@@ -109,6 +110,9 @@ fn submit(rig: &mut Rig, wish: &Wish) {
     task.max_interrupts = u32::from(wish.policy % 3);
     let interrupts = [OnInterrupt::Resume, OnInterrupt::Retry, OnInterrupt::Fail];
     task.on_interrupt = interrupts[usize::from(wish.policy % 3)];
+    if wish.policy == 10 {
+        task.on_limit = OnLimit::Fail;
+    }
     let unknowns = [OnUnknown::Hold, OnUnknown::Resume, OnUnknown::Retry, OnUnknown::Fail];
     task.on_unknown = unknowns[usize::from(wish.policy % 4)];
     // A refusal is an answer; that it changes nothing is checked by the rig.

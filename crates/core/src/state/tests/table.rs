@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Look, Rig, add_repo, attempt_no, entries, repo, task};
-use crate::event::{Accepted, Event};
+use crate::event::{Accepted, Event, RequeueCause};
 use crate::ids::{JobId, OperationId, SessionId};
 use crate::job::{Action, OutcomeKind, Phase, WaitReason, Work, Workspace};
 use crate::repo::OperationKind;
@@ -98,7 +98,7 @@ fn every_request_is_granted_or_refused_in_every_phase_as_the_promise_says() {
         assert_eq!(rig.phase(&job), phase);
         for (action, request) in requests(&job) {
             let mut state = rig.state.clone();
-            match state.decide(request) {
+            match state.decide(request, "ann") {
                 Ok((events, granted)) => {
                     assert!(promised(phase, action), "{phase} granted {}", action.name());
                     assert_eq!(granted, Granted::Job(job.clone()));
@@ -150,10 +150,13 @@ fn events(rig: &Rig, id: &JobId) -> Vec<(&'static str, Event)> {
     let waits = Event::JobWaits { job: job(), reason: WaitReason::BackOff, until };
     let operation = OperationId(900);
     let edited = Event::JobEdited { job: job(), task: Box::new(task()), prompt: None };
-    let requeued =
-        Event::JobRequeued { job: job(), not_before: until, afresh: None, interrupted: false };
+    let cause = RequeueCause::Interruption;
+    let requeued = Event::JobRequeued { job: job(), cause, until, afresh: None };
     let launch = Event::LaunchPlanned { job: job(), attempt: next, turn: 1, resume: false };
     let stop = Event::StopRequested { job: job(), work: work.clone(), cause: StopCause::Survivors };
+    let words = || "words".to_string();
+    let (what, because, rule) = (words(), words(), words());
+    let decided = Event::Decided { job: job(), what, because, rule };
     vec![
         ("released", Event::JobReleased { job: job() }),
         ("held", Event::JobHeld { job: job() }),
@@ -170,11 +173,11 @@ fn events(rig: &Rig, id: &JobId) -> Vec<(&'static str, Event)> {
         ("ended", Event::JobEnded { job: job(), outcome: outcome() }),
         ("turn-added", Event::TurnAdded { job: job(), prompt: "more".into() }),
         ("removed", Event::JobRemoved { job: job() }),
-        ("key-forgotten", Event::KeyForgotten { job: job() }),
+        ("forgotten", Event::JobForgotten { job: job() }),
         ("adopted", Event::Adopted { work: own.clone() }),
         ("caretaker", Event::CaretakerPlanned { work: own.clone(), empty_tree: true }),
         ("relaunch", Event::RelaunchPlanned { work: own }),
-        ("decided", Event::Decided { job: job(), text: "because".into() }),
+        ("decided", decided),
     ]
 }
 
@@ -290,6 +293,7 @@ fn events_of_repos_and_operations_that_do_not_fit_are_illegal_and_change_nothing
         Event::RepoFailed { name, reason: "x".into() },
         Event::RepoReady { name: repo("nobody") },
         Event::RepoRemoved { name: repo("nobody") },
+        Event::RepoForgotten { name: repo("r") },
         Event::OperationPlanned { id: there, kind, tries: 1 },
         Event::OperationEnded { id: operation },
         Event::Adopted { work: work() },

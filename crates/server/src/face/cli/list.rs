@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use clap::Args;
+use outlive_core::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::ending::state;
@@ -109,35 +110,57 @@ fn lines(found: &Value) -> String {
         let title = short(at(job, "/title"), 60);
         let engine = clean(at(job, "/engine"));
         let created = ago(at(job, "/created_at"), now);
-        [clean(at(job, "/id")), state(job), repos.join(","), engine, created, title]
+        let starts = starts(job, now);
+        [clean(at(job, "/id")), state(job), starts, repos.join(","), engine, created, title]
     };
-    let rows: Vec<[String; 6]> = items(found, "/jobs").iter().map(row).collect();
+    let rows: Vec<[String; 7]> = items(found, "/jobs").iter().map(row).collect();
     if rows.is_empty() {
         return "no jobs\n".to_string();
     }
-    table(["ID", "STATE", "REPO", "ENGINE", "CREATED", "TITLE"], &rows)
+    table(["ID", "STATE", "STARTS", "REPO", "ENGINE", "CREATED", "TITLE"], &rows)
+}
+
+/// When a job that does not run will go on: at a time that is known, or probably.
+fn starts(job: &Value, now: Timestamp) -> String {
+    match (at(job, "/waiting/until"), at(job, "/estimated_start")) {
+        ("", "") => String::new(),
+        ("", estimate) => format!("~{}", ago(estimate, now)),
+        (until, _) => ago(until, now),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::face::client::tests::{answer, peer};
 
     #[test]
     fn a_list_is_a_table_of_clean_lines() {
         let created = clock::rfc3339(clock::now());
+        let in_a_year = clock::now().after(Duration::from_hours(366 * 24 - 1));
         let found = json!({ "jobs": [
             { "id": "abcdefghijkl", "phase": "ended", "outcome": "failed", "repos": ["web"],
               "engine": "demo", "created_at": created, "title": "a\u{1b}b" },
             { "id": "bcdefghijklm", "phase": "queued", "queue_position": 2, "repos": ["web"],
-              "engine": "claude", "created_at": created, "title": null },
+              "engine": "claude", "created_at": created, "title": null,
+              "estimated_start": clock::rfc3339(in_a_year) },
         ] });
         let lines = lines(&found);
         let lines: Vec<&str> = lines.lines().collect();
-        assert_eq!(lines[0], "ID            STATE       REPO  ENGINE  CREATED  TITLE");
-        assert!(lines[1].starts_with("abcdefghijkl  failed      web   demo    "), "{}", lines[1]);
+        assert_eq!(lines[0], "ID            STATE       STARTS    REPO  ENGINE  CREATED  TITLE");
+        assert!(
+            lines[1].starts_with("abcdefghijkl  failed                web   demo    "),
+            "{}",
+            lines[1]
+        );
         assert!(lines[1].ends_with(" ago   a b"), "{}", lines[1]);
-        assert!(lines[2].starts_with("bcdefghijklm  queued (2)  web   claude  "), "{}", lines[2]);
+        assert!(
+            lines[2].starts_with("bcdefghijklm  queued (2)  ~in 365d  web   claude  "),
+            "{}",
+            lines[2]
+        );
     }
 
     #[test]

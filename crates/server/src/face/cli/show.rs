@@ -86,6 +86,10 @@ fn phase(job: &Value, now: Timestamp) -> String {
             if until.is_empty() { String::new() } else { format!(", until {}", ago(until, now)) };
         text = format!("{text} for {waiting}{until}");
     }
+    let estimate = at(job, "/estimated_start");
+    if !estimate.is_empty() {
+        text = format!("{text}, probably starts {}", ago(estimate, now));
+    }
     let run = between(at(job, "/started_at"), at(job, "/ended_at"));
     let times = [("created", "/created_at"), ("started", "/started_at"), ("ended", "/ended_at")];
     for (name, pointer) in times {
@@ -305,6 +309,14 @@ now        can be asked to: resume, retry, remove
             "reason": "its start time", "until": "2026-01-02T04:04:10.000Z",
         } });
         assert_eq!(phase(&waiting, now), "waiting for its start time, until in 1h");
+    }
+
+    #[test]
+    fn a_queued_job_says_when_it_will_probably_start() {
+        let now = clock::parse("2026-01-02T03:04:10Z").expect("a time");
+        let queued = json!({ "phase": "queued", "queue_position": 3,
+            "estimated_start": "2026-01-02T03:09:10.000Z" });
+        assert_eq!(phase(&queued, now), "queued (3), probably starts in 5m");
     }
 
     #[test]

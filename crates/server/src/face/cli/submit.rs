@@ -94,6 +94,12 @@ pub(super) struct Task {
     /// What follows when nobody can prove how it ended [default: hold, for a person to settle]
     #[arg(long, value_name = "POLICY", value_parser = ["hold", "resume", "retry", "fail"])]
     on_unknown: Option<String>,
+    /// What follows when the agent meets a usage limit or an overloaded model [default: wait]
+    #[arg(long, value_name = "POLICY", value_parser = ["wait", "fail"])]
+    on_limit: Option<String>,
+    /// Wait no longer than this for limits, all in all, as 30m, 2h, 2d [default: as the server is set]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    limit_wait_max: Option<Duration>,
     /// Not before this time, as 2026-12-31T08:00:00Z, or as 90s, 30m, 2h from now
     #[arg(long, value_name = "TIME", value_parser = parse_start)]
     after: Option<String>,
@@ -140,6 +146,8 @@ impl Task {
             ("env", (!env.is_empty()).then_some(json!(env))),
             ("on_interrupt", self.on_interrupt.map(Value::from)),
             ("on_unknown", self.on_unknown.map(Value::from)),
+            ("on_limit", self.on_limit.map(Value::from)),
+            ("limit_wait_max_s", self.limit_wait_max.map(seconds)),
             ("start_after", self.after.map(Value::from)),
             ("title", self.title.map(Value::from)),
             ("group", self.group.map(Value::from)),

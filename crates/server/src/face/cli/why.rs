@@ -38,14 +38,14 @@ impl Why {
 fn lines(told: &Value, now: Timestamp) -> String {
     let row = |decision: &Value| {
         let lsn = number(decision, "/lsn").map(|lsn| lsn.to_string()).unwrap_or_default();
-        [lsn, ago(at(decision, "/at"), now), clean(at(decision, "/text"))]
+        let start = number(decision, "/start").map(|start| start.to_string()).unwrap_or_default();
+        let times = number(decision, "/times").filter(|times| *times > 1);
+        let times = times.map(|times| format!(" (×{times} in a row)")).unwrap_or_default();
+        let text = format!("{}{times}", clean(at(decision, "/text")));
+        [lsn, start, ago(at(decision, "/at"), now), text]
     };
-    let rows: Vec<[String; 3]> = items(told, "/decisions").iter().map(row).collect();
-    if rows.is_empty() {
-        let (id, phase) = (clean(at(told, "/id")), clean(at(told, "/phase")));
-        return format!("job {id} is {phase}; nothing had to be decided about it so far\n");
-    }
-    table(["LSN", "WHEN", "DECISION"], &rows)
+    let rows: Vec<[String; 4]> = items(told, "/decisions").iter().map(row).collect();
+    table(["LSN", "START", "WHEN", "DECISION"], &rows)
 }
 
 #[cfg(test)]
@@ -55,18 +55,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decisions_are_told_with_their_record() {
+    fn decisions_are_told_with_their_record_and_the_start_that_took_them() {
         let now = clock::parse("2026-01-02T03:04:10Z").expect("a time");
-        let decision =
-            json!({ "lsn": 12, "at": "2026-01-02T03:04:00.000Z", "text": "adopted: lock\nheld" });
+        let at = "2026-01-02T03:04:00.000Z";
+        let accepted = json!({ "lsn": 3, "at": at, "start": null, "text": "accepted", "times": 1 });
+        let adopted =
+            json!({ "lsn": 12, "at": at, "start": 7, "text": "adopted: lock\nheld", "times": 2 });
         assert_eq!(
-            lines(&json!({ "decisions": [decision] }), now),
-            "LSN  WHEN     DECISION\n12   10s ago  adopted: lock held\n"
-        );
-        let none = json!({ "id": "abc", "phase": "queued", "decisions": [] });
-        assert_eq!(
-            lines(&none, now),
-            "job abc is queued; nothing had to be decided about it so far\n"
+            lines(&json!({ "decisions": [accepted, adopted] }), now),
+            "LSN  START  WHEN     DECISION\n\
+             3           10s ago  accepted\n\
+             12   7      10s ago  adopted: lock held (×2 in a row)\n"
         );
     }
 }

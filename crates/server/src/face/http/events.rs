@@ -60,8 +60,7 @@ pub(super) async fn of_job(
                 let over = matches!(job.phase, Phase::Ended { .. } | Phase::Unknown { .. });
                 if job.changed > seen || over {
                     seen = job.changed;
-                    let told =
-                        event("job", seen, &shown::job(job, &state, &app.paths, app.patience));
+                    let told = event("job", seen, &shown::job(job, &state, &app));
                     if sender.send(Ok(told)).await.is_err() || over {
                         return;
                     }
@@ -90,8 +89,10 @@ pub(super) async fn all(State(app): State<App>, headers: HeaderMap) -> Events {
             loop {
                 let state = changes.borrow_and_update().clone();
                 let changed = state.jobs().filter(|job| job.changed > seen);
-                let jobs: Vec<Value> =
-                    changed.take(JOBS_AT_ONCE_MAX).map(|job| shown::summary(job, &state)).collect();
+                let jobs: Vec<Value> = changed
+                    .take(JOBS_AT_ONCE_MAX)
+                    .map(|job| shown::summary(job, &state, app.running_max))
+                    .collect();
                 if state.lsn() > seen {
                     seen = state.lsn();
                     let data = serde_json::json!({

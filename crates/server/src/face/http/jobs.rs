@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 
 use super::body::read;
 use super::problem::Problem;
-use super::{App, OWNER, show as shown, submit as submission};
-use crate::clock::rfc3339;
+use super::{App, OWNER, show as shown, submit as submission, why};
 
 /// Jobs of one page when nothing is said, and at most.
 const PAGE: usize = 100;
@@ -29,13 +28,13 @@ pub(super) async fn submit(
 ) -> Result<Response, Problem> {
     let key = submission::parse_key(headers.get("idempotency-key"), &body)?;
     let raw: submission::Raw = read(&headers, &body, submission::FIELDS)?;
-    let submission = raw.parse(key, OWNER)?;
+    let submission = raw.parse(key, OWNER, app.limit_wait)?;
     // A key that is known gets its job even on a full disk: nothing is accepted for it.
     let key = submission.idempotency.as_ref();
     if !key.is_some_and(|it| app.handle.view().knows_key(OWNER, &it.key)) {
         app.need_room()?;
     }
-    let answer = app.handle.ask(Request::Submit(Box::new(submission))).await?;
+    let answer = app.handle.ask(Request::Submit(Box::new(submission)), OWNER).await?;
     let granted = answer.map_err(|refusal| with_nearest_repo(&app, refusal))?;
     let status = match granted {
         Granted::SameJob(_) => StatusCode::OK,
@@ -46,7 +45,7 @@ pub(super) async fn submit(
     };
     let location = [(header::LOCATION, format!("/api/jobs/{id}"))];
     let body = match app.handle.view().job(&id) {
-        Some(job) => shown::job(job, &app.handle.view(), &app.paths, app.patience),
+        Some(job) => shown::job(job, &app.handle.view(), &app),
         // Removed meanwhile, or by an earlier request with the same key.
         None => json!({ "id": id, "phase": "removed" }),
     };
@@ -119,7 +118,8 @@ pub(super) async fn list(
     let mut found = state.newest_first(filter.cursor.map(Lsn)).filter(|job| filter.takes(job));
     let page: Vec<&Arc<Job>> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|job| job.accepted);
-    let jobs: Vec<Value> = page.iter().map(|job| shown::summary(job, &state)).collect();
+    let jobs: Vec<Value> =
+        page.iter().map(|job| shown::summary(job, &state, app.running_max)).collect();
     Ok(Json(json!({
         "jobs": jobs, "next_cursor": next,
         "queued": state.queued(), "busy": state.busy(),
@@ -131,7 +131,7 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let job = app.find(&id)?;
-    Ok(Json(shown::job(&job, &app.handle.view(), &app.paths, app.patience)))
+    Ok(Json(shown::job(&job, &app.handle.view(), &app)))
 }
 
 pub(super) async fn why(
@@ -139,15 +139,7 @@ pub(super) async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let job = app.find(&id)?;
-    let decisions: Vec<Value> = job
-        .decisions
-        .iter()
-        .map(|made| json!({ "lsn": made.lsn, "at": rfc3339(made.at), "text": made.text }))
-        .collect();
-    let phase = job.phase.name();
-    Ok(Json(
-        json!({ "id": job.id, "phase": phase, "accepted": job.accepted, "decisions": decisions }),
-    ))
+    Ok(Json(why::story(&job)))
 }
 
 /// Asks and shows what has become of the job.
@@ -155,7 +147,7 @@ async fn ask_and_show(app: &App, id: JobId, request: Request) -> Result<Json<Val
     app.ask(request).await?;
     let state = app.handle.view();
     let job = state.job(&id).ok_or_else(|| super::unknown(id.as_str()))?;
-    Ok(Json(shown::job(job, &state, &app.paths, app.patience)))
+    Ok(Json(shown::job(job, &state, app)))
 }
 
 pub(super) async fn start(

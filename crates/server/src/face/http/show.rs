@@ -3,20 +3,25 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use outlive_core::engine::Usage;
+use outlive_core::event::job_entity;
 use outlive_core::evidence::Seen;
 use outlive_core::heartbeat::Heartbeat;
-use outlive_core::job::{Action, Attempt, Job, Outcome, Phase, WaitReason, Work};
+use outlive_core::job::{Action, Attempt, AttemptEnd, Job, Outcome, Phase, Work};
 use outlive_core::repo::{Repo, RepoPhase};
 use outlive_core::spec::{Freeze, Limit, Reading, Started};
 use outlive_core::state::State;
+use outlive_core::state::history::reason_in_words;
+use outlive_core::time::Timestamp;
 use serde_json::{Value, json};
 
+use super::App;
 use crate::clock::{self, rfc3339};
 use crate::data_dir::Paths;
 use crate::face::http::Patience;
 
 /// A job in a list: without its prompts.
-pub(super) fn summary(job: &Job, state: &State) -> Value {
+pub(super) fn summary(job: &Job, state: &State, running_max: u32) -> Value {
     let outcome = match &job.phase {
         Phase::Ended { outcome } => Some(outcome_kind(outcome)),
         _ => None,
@@ -25,42 +30,40 @@ pub(super) fn summary(job: &Job, state: &State) -> Value {
         "id": job.id, "owner": job.owner, "title": job.task.title, "group": job.task.group,
         "phase": job.phase.name(), "outcome": outcome,
         "waiting": waiting(&job.phase), "queue_position": state.queue_position(job),
+        "estimated_start": state.estimated_start(job, clock::now(), running_max).map(rfc3339),
         "priority": job.task.priority, "repos": job.task.repos, "engine": job.task.engine,
         "attempts": job.attempts.len(), "turn": shown_turn(job),
         "created_at": rfc3339(job.created_at), "started_at": started_at(job),
-        "ended_at": ended_at(job), "lsn": job.changed,
-        "actions": job.actions().map(Action::name).collect::<Vec<_>>(),
+        "ended_at": job.ended_at.map(rfc3339), "lsn": job.changed,
+        "actions": state.actions(job).map(Action::name).collect::<Vec<_>>(),
     })
 }
 
 /// A job, whole.
-pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths, patience: Patience) -> Value {
-    let mut shown = summary(job, state);
+pub(super) fn job(job: &Arc<Job>, state: &State, app: &App) -> Value {
+    let paths = &app.paths;
+    let mut shown = summary(job, state, app.running_max);
     let session = job.session();
-    let live = live_attempt(job, paths, patience);
-    let last = job.attempts.iter().rev().find_map(|attempt| attempt.end.as_ref());
+    let live = live_attempt(job, paths, app.patience);
+    let started_at = started_at(job).or_else(|| live.started_at.map(rfc3339));
     let more = json!({
         "timeout_s": job.task.timeout_ms / 1000,
         "engine_options": job.task.engine_options, "model": job.task.model,
         "on_interrupt": job.task.on_interrupt, "on_unknown": job.task.on_unknown,
         "max_interrupts": job.task.max_interrupts, "interrupts": job.interrupts,
+        "on_limit": job.task.on_limit, "limit_wait_max_s": seconds(job.task.limit_wait_ms),
+        "limit_waited_s": seconds(job.limit_waited_ms), "started_at": started_at,
         "session": session.map(|session| &session.id),
         "prompt": job.prompt(shown_turn(job)),
         "turns": job.turns.iter().enumerate().map(|(index, turn)| json!({
             "n": index + 1, "prompt": turn.prompt, "at": rfc3339(turn.at),
         })).collect::<Vec<_>>(),
-        "attempts": job.attempts.iter().map(|a| attempt(job, a)).collect::<Vec<_>>(),
+        "attempts": job.attempts.iter().map(|a| attempt(job, a, &live)).collect::<Vec<_>>(),
         "outcome": match &job.phase {
             Phase::Ended { outcome: how } => outcome(how),
             _ => Value::Null,
         },
-        "usage": last.and_then(|end| end.usage).map(|usage| json!({
-            "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
-            "cost_usd": usage.cost_micros.map(micros_to_usd),
-        })),
-        "resources": last.map(|end| json!({
-            "cpu_s": seconds(end.cpu_ms), "peak_memory_bytes": end.peak_memory_bytes,
-        })),
+        "usage": usage(job), "resources": resources(job),
         "limits": job_limits(job),
         "heartbeat": live.heartbeat, "stalled": live.stalled, "evidence": live.evidence,
         "frozen": live.frozen,
@@ -69,7 +72,8 @@ pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths, patience: Patien
             "path": paths.workspace(&job.id, job.sessions.len().saturating_sub(1)),
             "made_by": made.made_by, "base_commit": made.base_commit, "branch": made.branch,
         })),
-        "degraded": degraded(job, &live.unenforced),
+        "callbacks": [], "sidecars": [],
+        "degraded": degraded(job, state, &live.unenforced),
     });
     if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
         shown.extend(more);
@@ -78,13 +82,43 @@ pub(super) fn job(job: &Arc<Job>, state: &State, paths: &Paths, patience: Patien
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a time for display")]
-fn seconds(millis: u64) -> f64 {
+pub(super) fn seconds(millis: u64) -> f64 {
     millis as f64 / 1000.0
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a sum of money for display")]
-fn micros_to_usd(micros: u64) -> f64 {
+pub(super) fn micros_to_usd(micros: u64) -> f64 {
     micros as f64 / 1e6
+}
+
+fn ends(job: &Job) -> impl Iterator<Item = &AttemptEnd> {
+    job.attempts.iter().filter_map(|attempt| attempt.end.as_ref())
+}
+
+/// What all attempts used together; null while no agent has told.
+fn usage(job: &Job) -> Value {
+    let told = ends(job).filter_map(|end| end.usage);
+    let sum = told.reduce(|sum, usage| Usage {
+        input_tokens: sum.input_tokens.saturating_add(usage.input_tokens),
+        output_tokens: sum.output_tokens.saturating_add(usage.output_tokens),
+        cost_micros: match (sum.cost_micros, usage.cost_micros) {
+            (None, None) => None,
+            (one, other) => Some(one.unwrap_or(0).saturating_add(other.unwrap_or(0))),
+        },
+    });
+    sum.map_or(Value::Null, |usage| {
+        json!({
+            "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
+            "cost_usd": usage.cost_micros.map(micros_to_usd),
+        })
+    })
+}
+
+/// Processor time of all attempts, and the highest memory use of any; null before the first has ended.
+fn resources(job: &Job) -> Value {
+    let peak = ends(job).map(|end| end.peak_memory_bytes).max();
+    let cpu_ms = ends(job).fold(0, |sum: u64, end| sum.saturating_add(end.cpu_ms));
+    peak.map_or(Value::Null, |peak| json!({ "cpu_s": seconds(cpu_ms), "peak_memory_bytes": peak }))
 }
 
 /// The turn under way, or the last one.
@@ -107,23 +141,19 @@ fn outcome(outcome: &Outcome) -> Value {
 
 fn waiting(phase: &Phase) -> Value {
     let Phase::Waiting { reason, until } = phase else { return Value::Null };
-    let reason = match reason {
-        WaitReason::Repo { name } => format!("repo {name} is being cloned"),
-        WaitReason::BackOff => "a pause before the next attempt".to_string(),
-        WaitReason::StartTime => "its start time".to_string(),
-    };
-    json!({ "reason": reason, "until": until.map(rfc3339) })
+    json!({ "reason": reason_in_words(reason), "until": until.map(rfc3339) })
 }
 
-fn attempt(job: &Job, attempt: &Attempt) -> Value {
+fn attempt(job: &Job, attempt: &Attempt, live: &Live) -> Value {
     let session = job.sessions.get(attempt.session as usize);
     let base = session.map_or([0, 0], |session| session.output_base);
     let end = attempt.end.as_ref();
+    let current = || live.started_at.filter(|_| end.is_none());
     json!({
         "n": attempt.n, "turn": attempt.turn, "resume": attempt.resume,
         "session": session.map(|session| &session.id),
         "planned_at": rfc3339(attempt.planned_at), "caretakers": attempt.caretakers,
-        "started_at": end.and_then(|end| end.started_at).map(rfc3339),
+        "started_at": end.and_then(|end| end.started_at).or_else(current).map(rfc3339),
         "ended_at": end.map(|end| rfc3339(end.ended_at)),
         "ended_by": end.map(|end| end.ended_by),
         "output_from": end.map(|end| base[0] + end.output_from[0]),
@@ -136,20 +166,12 @@ fn attempt(job: &Job, attempt: &Attempt) -> Value {
 }
 
 fn started_at(job: &Job) -> Option<String> {
-    let ends = job.attempts.iter().filter_map(|attempt| attempt.end.as_ref());
-    let mut starts = ends.filter_map(|end| end.started_at);
-    starts.next().map(rfc3339)
-}
-
-fn ended_at(job: &Job) -> Option<String> {
-    if !matches!(job.phase, Phase::Ended { .. }) {
-        return None;
-    }
-    job.attempts.last().and_then(|attempt| attempt.end.as_ref()).map(|end| rfc3339(end.ended_at))
+    ends(job).find_map(|end| end.started_at).map(rfc3339)
 }
 
 #[derive(Default)]
 struct Live {
+    started_at: Option<Timestamp>,
     heartbeat: Value,
     stalled: Value,
     evidence: Value,
@@ -171,6 +193,7 @@ fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
         Reading::Damaged(why) => json!({ "class": "damaged", "problem": why }),
     };
     let started = evidence.started.valid();
+    let started_at = started.filter(|_| work_is_attempt(&work)).map(|started| started.at);
     let running = started.filter(|_| evidence.agent == Seen::Alive && work_is_attempt(&work));
     let stalled = running.map_or(Value::Null, |started| stalled(job, started, paths, patience));
     let agent = match evidence.agent {
@@ -193,7 +216,7 @@ fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
     let frozen = freeze.valid().map_or(Value::Null, frozen);
     // Frozen it cannot write, and says so.
     let stalled = if frozen.is_null() { stalled } else { Value::Null };
-    Live { heartbeat, stalled, evidence, frozen, unenforced }
+    Live { started_at, heartbeat, stalled, evidence, frozen, unenforced }
 }
 
 /// That it stands still because its disk is nearly full.
@@ -259,13 +282,22 @@ fn truncated(job: &Job, paths: &Paths) -> bool {
     })
 }
 
-/// What the job asked for and did not get whole.
-fn degraded(job: &Job, unenforced_now: &[Limit]) -> Vec<&'static str> {
-    let ends = || job.attempts.iter().filter_map(|attempt| attempt.end.as_ref());
-    let best_effort = ends().any(|end| end.best_effort);
+/// What of it is damaged, and what it asked for and does not get, or not whole.
+fn degraded(job: &Job, state: &State, unenforced_now: &[Limit]) -> Vec<String> {
+    let damaged = state.unavailable(&job_entity(&job.id));
+    let damaged = damaged.map(|why| format!("its records cannot be read: {why}"));
+    // Whoever has a workspace, or has ended, needs no repo any more.
+    let needs_repo = !matches!(job.phase, Phase::Ended { .. })
+        && job.session().is_none_or(|session| session.workspace.is_none());
+    let repos = job.task.repos.iter().filter(|_| needs_repo);
+    let repos = repos.filter_map(|name| match state.usable(name) {
+        Ok(()) => None,
+        Err(why) => Some(format!("repository unavailable: {name}: {why}")),
+    });
+    let best_effort = ends(job).any(|end| end.best_effort);
     let best_effort =
         best_effort.then_some("no cgroup: its process tree was ended as far as it could be found");
-    let unenforced: BTreeSet<&'static str> = ends()
+    let unenforced: BTreeSet<&'static str> = ends(job)
         .flat_map(|end| &end.unenforced)
         .chain(unenforced_now)
         .map(|limit| match limit {
@@ -277,7 +309,8 @@ fn degraded(job: &Job, unenforced_now: &[Limit]) -> Vec<&'static str> {
             }
         })
         .collect();
-    best_effort.into_iter().chain(unenforced).collect()
+    let notes = best_effort.into_iter().chain(unenforced).map(str::to_string);
+    damaged.into_iter().chain(repos).chain(notes).collect()
 }
 
 /// A repo.

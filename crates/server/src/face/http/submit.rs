@@ -1,12 +1,14 @@
 //! From a raw submission to a checked one: parse, don't validate. The only way to a [`Submission`].
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use outlive_core::engine::{self, Engine, EngineOptions};
 use outlive_core::ids::RepoName;
-use outlive_core::job::{Idempotency, OnInterrupt, OnUnknown, Task, TaskLimits};
+use outlive_core::job::Idempotency;
 use outlive_core::limits;
 use outlive_core::request::Submission;
+use outlive_core::task::{OnInterrupt, OnLimit, OnUnknown, Task, TaskLimits};
 use outlive_core::time::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,6 +29,8 @@ pub(super) const FIELDS: &[&str] = &[
     "on_interrupt",
     "on_unknown",
     "max_interrupts",
+    "on_limit",
+    "limit_wait_max_s",
     "limits",
     "env",
     "title",
@@ -52,6 +56,8 @@ pub(super) struct Raw {
     on_interrupt: Option<OnInterrupt>,
     on_unknown: Option<OnUnknown>,
     max_interrupts: Option<u32>,
+    on_limit: Option<OnLimit>,
+    limit_wait_max_s: Option<f64>,
     limits: Option<RawLimits>,
     env: Option<BTreeMap<String, String>>,
     title: Option<String>,
@@ -85,6 +91,7 @@ impl Raw {
         self,
         key: Option<Idempotency>,
         owner: &str,
+        limit_wait: Duration,
     ) -> Result<Submission, Problem> {
         self.refuse_what_is_not_there_yet()?;
         let engine = parse_engine(self.engine.as_deref())?;
@@ -116,6 +123,8 @@ impl Raw {
             on_interrupt,
             on_unknown,
             max_interrupts,
+            on_limit: self.on_limit.unwrap_or(OnLimit::Wait),
+            limit_wait_ms: parse_limit_wait(self.limit_wait_max_s, limit_wait)?,
             limits: parse_limits(&self.limits.unwrap_or_default())?,
             env: parse_env(self.env.unwrap_or_default())?,
             title: parse_line("title", self.title)?,
@@ -231,6 +240,18 @@ fn parse_running_time(field: &str, seconds: f64) -> Result<u64, Problem> {
         return Err(bad(field, format!("must be {least} to {most} seconds")));
     }
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn parse_limit_wait(seconds: Option<f64>, default: Duration) -> Result<u64, Problem> {
+    let asked = match seconds.map(Duration::try_from_secs_f64) {
+        None => Some(default),
+        Some(asked) => asked.ok(),
+    };
+    let most = limits::LIMIT_WAIT_MAX;
+    let Some(asked) = asked.filter(|asked| *asked <= most) else {
+        return Err(bad("limit_wait_max_s", format!("must be 0 to {} seconds", most.as_secs())));
+    };
+    Ok(u64::try_from(asked.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Reads a priority.

@@ -88,12 +88,19 @@ impl Room {
     }
 
     fn clone(&self, source: &str) -> Child {
-        start(&["clone", source, &self.text("repos/app"), "--trash", &self.text("trash")])
+        start(&[
+            "clone",
+            source,
+            &self.text("repos/app"),
+            "--trash",
+            &self.text("trash"),
+            "--instance=i",
+        ])
     }
 
     fn copy(&self) -> Child {
         let (from, to, trash) = (self.text("repos/app"), self.text("jobs/w"), self.text("trash"));
-        start(&["copy", &from, &to, "--branch", "outlive/abc", "--trash", &trash])
+        start(&["copy", &from, &to, "--branch", "outlive/abc", "--trash", &trash, "--instance=i"])
     }
 
     fn names(&self, folder: &str) -> Vec<String> {

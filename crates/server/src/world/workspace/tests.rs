@@ -8,6 +8,10 @@ use crate::world::copy::tests::look;
 use crate::world::git::tests::{git, lively_repo, status};
 use crate::world::source::parse_source;
 
+fn ours(trash: &Path) -> Ours<'_> {
+    Ours { trash, instance: "an-instance" }
+}
+
 struct Room {
     dir: tempfile::TempDir,
 }
@@ -27,17 +31,17 @@ impl Room {
 
     fn source_copy(&self, source: &Path, branch: Option<&str>) -> Result<Made, MakeError> {
         let source = Source::Local(source.to_owned());
-        make_source_copy(&source, &self.at("repos/app"), branch, &self.at("trash"))
+        make_source_copy(&source, &self.at("repos/app"), branch, ours(&self.at("trash")))
     }
 
     fn clone(&self, url: &str, branch: Option<&str>) -> Result<Made, MakeError> {
         let source = parse_source(url).unwrap();
-        make_source_copy(&source, &self.at("repos/app"), branch, &self.at("trash"))
+        make_source_copy(&source, &self.at("repos/app"), branch, ours(&self.at("trash")))
     }
 
     fn workspace(&self) -> Result<Made, MakeError> {
         let (from, to) = (self.at("repos/app"), self.at("jobs/w"));
-        make_workspace(&from, &to, "outlive/abc", &self.at("trash"))
+        make_workspace(&from, &to, "outlive/abc", ours(&self.at("trash")))
     }
 
     fn nothing_left(&self) {
@@ -218,7 +222,7 @@ fn a_branch_name_that_git_forbids_leaves_nothing() {
     lively_repo(&room.at("mine"));
     room.source_copy(&room.at("mine"), None).unwrap();
     let (from, to) = (room.at("repos/app"), room.at("jobs/w"));
-    let error = make_workspace(&from, &to, "outlive/..", &room.at("trash")).unwrap_err();
+    let error = make_workspace(&from, &to, "outlive/..", ours(&room.at("trash"))).unwrap_err();
     assert!(error.to_string().contains("check-ref-format"), "{error}");
     assert_eq!(fs::read_dir(room.at("jobs")).unwrap().count(), 0);
 }
@@ -307,11 +311,11 @@ fn on_mounted(kind: &str) {
     lively_repo(&place.join("mine"));
     let (mine, app, trash) = (place.join("mine"), place.join("repos/app"), place.join("trash"));
     let before = status(&mine);
-    let made = make_source_copy(&Source::Local(mine.clone()), &app, None, &trash).unwrap();
+    let made = make_source_copy(&Source::Local(mine.clone()), &app, None, ours(&trash)).unwrap();
     assert_eq!(made.made_by, MadeBy::Reflink);
     let workspace = place.join("repos/w");
     assert_eq!(
-        make_workspace(&app, &workspace, "outlive/a", &trash).unwrap().made_by,
+        make_workspace(&app, &workspace, "outlive/a", ours(&trash)).unwrap().made_by,
         made.made_by
     );
     assert_eq!(status(&workspace), before);
@@ -319,7 +323,7 @@ fn on_mounted(kind: &str) {
     assert_eq!(fs::read(app.join("src/b")).unwrap(), b"b changed\n");
     // Over the edge of the file system, where nothing can be shared, it is a plain copy and says so.
     let out = outer.path().join("out");
-    let made = make_workspace(&app, &out, "outlive/a", outer.path()).unwrap();
+    let made = make_workspace(&app, &out, "outlive/a", ours(outer.path())).unwrap();
     assert_eq!(made.made_by, MadeBy::Copy);
     assert!(done("umount", &[place.as_ref()]));
 }
