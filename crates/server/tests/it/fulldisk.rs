@@ -172,6 +172,8 @@ fn lives_through_a_full_disk(kind: Kind) {
     let filler = Filler::new(mount.path());
     for id in [&story.writing, &story.cancelled] {
         wait_frozen(&rig, id, true);
+        // It is recorded before it is done; when the supervisor rests, it is done.
+        rig.wait_kept(id);
     }
     let told = rig.job(&story.writing);
     let reason = told["frozen"]["reason"].as_str().unwrap_or_default();
