@@ -32,6 +32,18 @@ pub struct Evidence {
     pub sentinel_damage: Option<String>,
 }
 
+impl Evidence {
+    /// Something of it may be alive: nothing here may be touched.
+    pub fn may_be_alive(&self) -> bool {
+        let agent = match self.agent {
+            Seen::Gone | Seen::OtherBoot | Seen::NamespaceEnded => false,
+            Seen::NotNamed => self.started != Reading::Absent,
+            Seen::Alive | Seen::OtherNamespace => true,
+        };
+        agent || self.lock != Lock::Free || self.survivors > 0
+    }
+}
+
 /// The keeper.lock of a keep directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lock {

@@ -25,6 +25,7 @@ pub mod repo;
 pub mod request;
 pub mod retry;
 pub mod spec;
+pub mod startup_plan;
 pub mod state;
 pub mod stats;
 pub mod task;

@@ -207,3 +207,17 @@ pub const DISK_LOOK_MS_MAX: u64 = 30_000;
 const _: () = assert!(MIN_FREE_BYTES >= FREEZE_FREE_BYTES * THAW_FACTOR);
 const _: () = assert!(MIN_FREE_PART * THAW_FACTOR <= FREEZE_FREE_PART);
 const _: () = assert!(FREEZE_FREE_BYTES > DISK_FILLED_BYTES_PER_MS * DISK_LOOK_MS);
+
+/// Tries of a startup's stage in one start, with pauses of 1, 2 and 4 seconds between: what is only busy is free again by then.
+pub const STAGE_TRIES_MAX: u32 = 4;
+
+/// Before the second try of a stage; doubles up to [`STAGE_PAUSE_MAX`].
+pub const STAGE_PAUSE: Duration = Duration::from_secs(1);
+/// See [`STAGE_PAUSE`].
+pub const STAGE_PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// Starts in a row that died in the same stage: one more would hardly do better, and a server that restarts for ever looks alive.
+pub const STAGE_DEATHS_MAX: u32 = 3;
+
+/// The longest pause between two tries of a stage that the server has gone on without.
+pub const STAGE_AGAIN_MAX: Duration = Duration::from_mins(1);

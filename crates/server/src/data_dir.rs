@@ -103,7 +103,10 @@ impl DataDir {
             make_private_dir(&dir).map_err(at(&dir))?;
         }
         for dir in [paths.trash(), paths.quarantine()] {
-            make_private_dir(&dir).map_err(at(&dir))?;
+            if let Err(error) = make_private_dir(&dir) {
+                // What needs it says so when it does; most of a server works without.
+                tracing::warn!(%error, dir = %dir.display(), "cannot be made");
+            }
         }
         Ok(Self { paths, instance, created, _lock: lock })
     }
@@ -254,6 +257,11 @@ impl Paths {
     /// The report of this and the last starts.
     pub fn startup_log(&self) -> PathBuf {
         self.root.join("startup-log.json")
+    }
+
+    /// The marker of a start that is under way.
+    pub fn startup_marker(&self) -> PathBuf {
+        self.root.join("startup.marker")
     }
 
     /// All jobs' directories.

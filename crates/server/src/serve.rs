@@ -1,19 +1,22 @@
 //! `outlive serve`: wires the parts together. The order of start and stop, in one readable place.
 //!
-//! Start: data directory → write-ahead log → State → driver → API (it answers from here on) → attempts → ready.
+//! Start: data directory → API (it answers from here on, at first that the server is recovering) → write-ahead log → State → driver →
+//! the whole API → attempts → ready → the rest (`startup`).
 //! Stop: there is only one way, being killed. SIGTERM merely lets answers that are under way get out first.
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
-use outlive_core::state::Removal;
+use outlive_core::job::Work;
+use outlive_core::startup_plan::Plan;
+use outlive_core::state::{Removal, State};
 use outlive_supervisor::{FileError, Here, crash_point, replace_file};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,12 +24,14 @@ use tokio_util::task::TaskTracker;
 use crate::clock;
 use crate::config::Config;
 use crate::data_dir::{DataDir, Paths};
-use crate::face::http::{self, Tails};
-use crate::startup::{self, Telling};
+use crate::face::http::{self, Door, Tails};
+use crate::startup::told::{Report, Telling};
+use crate::startup::{self, Failure, recover};
+use crate::truth::degraded::Degraded;
 use crate::truth::driver::{self, Driver, Handle, Wiring};
 use crate::truth::room::Room;
 use crate::truth::store::Checkpoints;
-use crate::truth::wal::{self, Durable, Wal};
+use crate::truth::wal::{self, Durable, Opened, Wal, WalError};
 use crate::world::fleet::Fleet;
 use crate::world::launch::Surroundings;
 use crate::world::sight::Eyes;
@@ -42,36 +47,51 @@ pub fn serve(data: &Path, config: &Config) -> anyhow::Result<()> {
     let begun = Instant::now();
     abort_on_panic();
     let data = DataDir::open(data)?;
-    let telling = Telling::begin(&data.paths, begun);
-    crash_point("serve.locked");
-    let (state, opened) = startup::recover_state(&data, &telling)?;
-    crash_point("serve.recovered");
-    let works = startup::under_way(&state);
-    let removed = state.removals().collect();
-    let Wiring { handle, outlet, effects, inputs } = driver::wire(&state);
-    let (mut checkpoints, checkpoint_thread) =
-        Checkpoints::new(opened.report.checkpoint_lsn, config.checkpoint_records);
-    let view = handle.clone();
-    let on_durable = move |group| {
-        crash_point("serve.durable");
-        outlet.release(group);
-        checkpoints.consider(&view.view());
-        crash_point("serve.released");
-    };
-    let (wal, checkpointer) = Wal::start(opened.log, on_durable, wal::abort)?;
-    checkpoint_thread.start(checkpointer).context("cannot start a thread")?;
-    let root = data.paths.root().to_path_buf();
-    let room = Room::new(root, config.min_free_bytes, wal.next_segment());
-    let started = telling.started(&state)?;
-    let max = config.running_max;
-    let driver = Driver::new(state, max, room.clone(), clock::now, wal, inputs, started);
-    std::thread::Builder::new()
-        .name("driver".into())
-        .spawn(move || driver.run())
-        .context("cannot start a thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let face = Face { config, data: &data, telling: &telling, handle, room };
-    runtime.block_on(face.run(effects, works, removed))
+    runtime.block_on(run(data, config, begun))
+}
+
+async fn run(data: DataDir, config: &Config, begun: Instant) -> anyhow::Result<()> {
+    // Before anything that may need it; a signal that comes earlier ends us the plain way, which is as good.
+    let mut ends = Ends::new()?;
+    let plan = Plan::new(startup::STAGES)?;
+    let here = Here::observe().context("cannot tell which boot this is")?;
+    let telling = Telling::begin(&data.paths, &plan, here.boot_id.clone(), begun);
+    crash_point("serve.locked");
+    let server = Arc::new(Server::new(data, config, here, telling.clone()));
+    // Cancel safety: a start that is told to end is as good as one that was killed there.
+    let started = tokio::select! {
+        started = server.start(&plan) => started,
+        () = ends.come() => server.end().await,
+    };
+    if let Err(error) = &started {
+        telling.ends(Some(format!("did not start: {error:#}")));
+    }
+    let left = started?;
+    telling.is_complete();
+    let late = server.clone();
+    server.tracker.spawn(async move {
+        startup::catch_up(left, &late.telling, |stage| late.clone().perform(stage)).await;
+        late.telling.is_complete();
+    });
+    ends.come().await;
+    server.end().await
+}
+
+/// The signals that tell the server to end.
+struct Ends(Signal, Signal);
+
+impl Ends {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
 }
 
 /// A bug must not leave half a server behind: every start is a recovery, so the way on is to start again.
@@ -83,70 +103,175 @@ fn abort_on_panic() {
     }));
 }
 
-/// What the asynchronous half of the server stands on.
-struct Face<'a> {
-    config: &'a Config,
-    data: &'a DataDir,
-    telling: &'a Telling,
-    handle: Handle,
-    room: Room,
+/// The server, as it comes to be.
+struct Server {
+    config: Config,
+    data: DataDir,
+    here: Here,
+    telling: Telling,
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+    /// From stage storage to stage state.
+    opened: Mutex<Option<Opened>>,
+    /// Where it listens, and the way in.
+    door: OnceLock<(SocketAddr, Door)>,
+    /// From stage state on.
+    working: OnceLock<Working>,
 }
 
-impl Face<'_> {
-    async fn run(
-        &self,
-        effects: mpsc::UnboundedReceiver<Durable<Vec<Effect>>>,
-        works: Vec<outlive_core::job::Work>,
-        removed: Vec<Removal>,
-    ) -> anyhow::Result<()> {
-        // Before anything that may need it; a signal that comes earlier ends us the plain way, which is as good.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let tracker = TaskTracker::new();
-        let stopping = CancellationToken::new();
-        let fleet = self.fleet(&tracker)?;
-        let router = http::router(self.parts(&tracker, &stopping)?);
+/// What there is once State is summed up.
+struct Working {
+    handle: Handle,
+    fleet: Fleet,
+    /// What was under way.
+    works: Vec<Work>,
+}
+
+impl Server {
+    fn new(data: DataDir, config: &Config, here: Here, telling: Telling) -> Self {
+        Self {
+            config: config.clone(),
+            data,
+            here,
+            telling,
+            tracker: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            opened: Mutex::new(None),
+            door: OnceLock::new(),
+            working: OnceLock::new(),
+        }
+    }
+
+    /// Gives back the stages that it went on without.
+    async fn start(
+        self: &Arc<Self>,
+        plan: &Plan,
+    ) -> anyhow::Result<Vec<outlive_core::startup_plan::Stage>> {
+        self.listen().await?;
+        let ready = || {
+            say(&format!("ready: {}", self.telling.read().current.summary));
+            crash_point("serve.ready");
+        };
+        let perform = |stage| self.clone().perform(stage);
+        Ok(startup::run(plan, &self.telling, perform, ready).await?)
+    }
+
+    /// One try of a stage.
+    async fn perform(self: Arc<Self>, stage: &'static str) -> Result<Report, Failure> {
+        match stage {
+            startup::STORAGE => self.storage().await,
+            startup::STATE => self.state().await.map_err(Failure::for_good),
+            startup::ATTEMPTS => {
+                let Working { handle, fleet, works } = self.working();
+                Ok(recover::attempts(handle, fleet, works).await)
+            }
+            startup::OPERATIONS => {
+                let cleared = self.working().fleet.clear_operations().await?;
+                Ok(Report::of([("cleared", cleared)]))
+            }
+            startup::TRASH => Ok(recover::trash(&self.working().fleet).await?),
+            unknown => Err(Failure::for_good(anyhow::anyhow!("there is no stage {unknown}"))),
+        }
+    }
+
+    async fn storage(&self) -> Result<Report, Failure> {
+        let (paths, instance) = (self.data.paths.clone(), self.data.instance.clone());
+        let opening = self.tracker.spawn_blocking(move || recover::storage(&paths, &instance));
+        let opened = opening.await.map_err(anyhow::Error::from)?.map_err(|error| match error {
+            // That will be so the next time.
+            WalError::OtherInstance { .. } | WalError::Newer { .. } => {
+                Failure::for_good(error.into())
+            }
+            error => anyhow::Error::from(error).into(),
+        })?;
+        let report = recover::told_of_storage(&opened);
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        Ok(report)
+    }
+
+    async fn state(&self) -> anyhow::Result<Report> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let opened = opened.context("stage storage has not opened the write-ahead log")?;
+        let replaying = self.tracker.spawn_blocking(move || {
+            let (state, replayed) = recover::state(&opened);
+            (state, replayed, opened)
+        });
+        let (state, replayed, opened) = replaying.await?;
+        crash_point("serve.recovered");
+        let since = clock::rfc3339(clock::now());
+        for (entity, cause) in state.all_unavailable() {
+            self.telling.finds_degraded(Degraded::lost(entity, cause.clone(), since.clone()));
+        }
+        let report = recover::told_of_state(&state, &replayed);
+        self.set_to_work(state, opened)?;
+        Ok(report)
+    }
+
+    /// Makes the driver, and opens the door to it.
+    fn set_to_work(&self, state: State, opened: Opened) -> anyhow::Result<()> {
+        let works = recover::under_way(&state);
+        let removed: Vec<Removal> = state.removals().collect();
+        let Wiring { handle, outlet, effects, inputs } = driver::wire(&state);
+        let (mut checkpoints, checkpoint_thread) =
+            Checkpoints::new(opened.report.checkpoint_lsn, self.config.checkpoint_records);
+        let view = handle.clone();
+        let on_durable = move |group| {
+            crash_point("serve.durable");
+            outlet.release(group);
+            checkpoints.consider(&view.view());
+            crash_point("serve.released");
+        };
+        let (wal, checkpointer) = Wal::start(opened.log, on_durable, wal::abort)?;
+        checkpoint_thread.start(checkpointer).context("cannot start a thread")?;
+        let root = self.data.paths.root().to_path_buf();
+        let room = Room::new(root, self.config.min_free_bytes, wal.next_segment());
+        let started = self.telling.started(&state);
+        let max = self.config.running_max;
+        let driver = Driver::new(state, max, room.clone(), clock::now, wal, inputs, started);
+        std::thread::Builder::new()
+            .name("driver".into())
+            .spawn(move || driver.run())
+            .context("cannot start a thread")?;
+        let fleet = self.fleet(&handle)?;
         if let Err(error) = fleet.renew_scratch() {
             // Questions that need it are answered with an error; a full disk must not keep the server down.
             tracing::warn!(%error, "the scratch directory was not made anew");
         }
-        let listener = self.listen().await?;
-        tracker.spawn(perform(effects, fleet.clone()));
+        self.tracker.spawn(perform(effects, fleet.clone()));
         fleet.clear_removed(removed);
-        tracker.spawn(tick(self.handle.clone()));
-        tracker.spawn(self.watch_room(listener.local_addr()?, &fleet));
-        let stop = stopping.clone();
-        let graceful = async move { stop.cancelled().await };
-        tracker.spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(graceful).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the API has ended");
-            }
-        });
-        startup::recover_attempts(&self.handle, &fleet, works, self.telling).await;
-        fleet.empty_trash();
-        say(&format!("ready: {}", self.telling.read().current.summary));
-        crash_point("serve.ready");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stopping.cancel();
-        tracker.close();
+        self.tracker.spawn(tick(handle.clone()));
+        let (address, door) = self.door.get().context("nobody listens")?;
+        self.tracker.spawn(watch_room(&room, &self.data.paths, *address, &handle, &fleet));
+        door.open(http::router(self.parts(&handle, room)?));
+        drop(self.working.set(Working { handle, fleet, works }));
+        Ok(())
+    }
+
+    fn working(&self) -> &Working {
+        self.working.get().expect("whatever depends on stage state comes after it")
+    }
+
+    /// Lets answers that are under way get out, notes that the end was asked for, and ends the process.
+    async fn end(&self) -> ! {
+        self.stopping.cancel();
+        self.tracker.close();
         // Watching agents never ends by itself; only answers are waited for, and not long.
-        drop(tokio::time::timeout(STOP_PATIENCE, self.answers_out(&tracker)).await);
+        drop(tokio::time::timeout(STOP_PATIENCE, self.answers_out()).await);
+        self.telling.ends(None);
         // I5: agents need no server. Ending here is the same as being killed, only later.
         std::process::exit(0)
     }
 
     /// Every answer that was under way is out when the write-ahead log has nothing more to make durable.
-    async fn answers_out(&self, tracker: &TaskTracker) {
-        // No driver: the process is ending already.
-        self.handle.tick().await.ok();
-        tracker.wait().await;
+    async fn answers_out(&self) {
+        if let Some(working) = self.working.get() {
+            // No driver: the process is ending already.
+            working.handle.tick().await.ok();
+        }
+        self.tracker.wait().await;
     }
 
-    fn fleet(&self, tracker: &TaskTracker) -> anyhow::Result<Fleet> {
+    fn fleet(&self, handle: &Handle) -> anyhow::Result<Fleet> {
         let exe = std::env::current_exe().context("cannot find our own program")?;
         let surroundings = Surroundings {
             paths: self.data.paths.clone(),
@@ -158,51 +283,49 @@ impl Face<'_> {
             hung_margin: self.config.hung_margin,
             programs: self.config.programs.clone(),
         };
-        let here = Here::observe().context("cannot tell which boot this is")?;
-        Ok(Fleet::new(surroundings, here, self.handle.clone(), tracker.clone()))
+        Ok(Fleet::new(surroundings, self.here.clone(), handle.clone(), self.tracker.clone()))
     }
 
-    async fn listen(&self) -> anyhow::Result<TcpListener> {
+    /// Answers from here on.
+    async fn listen(&self) -> anyhow::Result<()> {
         let address = self.config.listen;
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address}"))?;
         let address: SocketAddr = listener.local_addr()?;
+        let token = read_or_make_token(&self.data.paths)?;
+        let telling = self.telling.clone();
+        let door = Door::new(token, Box::new(move || serde_json::json!(telling.read())));
+        let (router, stop) = (door.router(), self.stopping.clone());
+        let graceful = async move { stop.cancelled().await };
+        self.tracker.spawn(async move {
+            let served = axum::serve(listener, router).with_graceful_shutdown(graceful).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "the API has ended");
+            }
+        });
+        drop(self.door.set((address, door)));
         if let Err(error) = tell_address(&self.data.paths, address) {
             tracing::warn!(%error, "the address is not told; tried again when there is room");
         }
         say(&format!("listening on http://{address}"));
-        Ok(listener)
+        Ok(())
     }
 
-    /// Goes on with what waited for room whenever there is room again.
-    fn watch_room(&self, address: SocketAddr, fleet: &Fleet) -> impl Future<Output = ()> + use<> {
-        let (room, handle) = (self.room.clone(), self.handle.clone());
-        let (paths, fleet) = (self.data.paths.clone(), fleet.clone());
-        room.watch(async move || {
-            // Each was warned of when it failed first, and has its next try when room returns the next time.
-            tell_address(&paths, address).ok();
-            fleet.make_scratch().ok();
-            handle.tick().await.ok();
-        })
-    }
-
-    fn parts(
-        &self,
-        tracker: &TaskTracker,
-        stopping: &CancellationToken,
-    ) -> anyhow::Result<http::Parts> {
+    fn parts(&self, handle: &Handle, room: Room) -> anyhow::Result<http::Parts> {
         let paths = self.data.paths.clone();
         let token = read_or_make_token(&paths)?;
-        let (telling, ready) = (self.telling.clone(), self.telling.clone());
-        let room = self.room.clone();
+        let telling = || self.telling.clone();
+        let (log, ready, found) = (telling(), telling(), telling());
+        let (view, space) = (handle.clone(), room.clone());
         Ok(http::Parts {
-            handle: self.handle.clone(),
+            handle: handle.clone(),
             sight: Arc::new(Eyes { paths: paths.clone() }),
             token,
-            tails: Tails::start(tracker).context("cannot watch files")?,
-            startup_log: Box::new(move || serde_json::json!(telling.read())),
-            ready: Box::new(move || startup::is_ready(&ready)),
+            tails: Tails::start(&self.tracker).context("cannot watch files")?,
+            startup_log: Box::new(move || serde_json::json!(log.read())),
+            ready: Box::new(move || ready.is_ready()),
+            degraded: Box::new(move || degraded(&found, &view.view(), &space)),
             disk_full: Box::new(move || room.missing()),
             programs: self.config.programs.clone(),
             patience: http::Patience {
@@ -211,11 +334,39 @@ impl Face<'_> {
             },
             running_max: self.config.running_max,
             limit_wait: self.config.limit_wait,
-            tracker: tracker.clone(),
-            stopping: stopping.clone(),
+            tracker: self.tracker.clone(),
+            stopping: self.stopping.clone(),
             paths,
         })
     }
+}
+
+/// What is not available now: what the start found, as far as it still is so, and what has come since.
+fn degraded(telling: &Telling, state: &State, room: &Room) -> Vec<Degraded> {
+    let lost: Vec<String> = state.all_unavailable().map(|(entity, _)| entity.to_string()).collect();
+    let still = |it: &Degraded| !it.is_of_records() || lost.contains(&it.resource);
+    let mut degraded: Vec<Degraded> =
+        telling.read().current.degraded.into_iter().filter(still).collect();
+    let disk = room.missing_since();
+    degraded.extend(disk.map(|(cause, since)| Degraded::disk(cause, clock::rfc3339(since))));
+    degraded
+}
+
+/// Goes on with what waited for room whenever there is room again.
+fn watch_room(
+    room: &Room,
+    paths: &Paths,
+    address: SocketAddr,
+    handle: &Handle,
+    fleet: &Fleet,
+) -> impl Future<Output = ()> + use<> {
+    let (paths, handle, fleet) = (paths.clone(), handle.clone(), fleet.clone());
+    room.clone().watch(async move || {
+        // Each was warned of when it failed first, and has its next try when room returns the next time.
+        tell_address(&paths, address).ok();
+        fleet.make_scratch().ok();
+        handle.tick().await.ok();
+    })
 }
 
 /// Writes down how the server is reached. It seldom changes, and what is not written needs no syncs on the way to ready.

@@ -1,271 +1,213 @@
 //! Startup: from the data directory to a server that knows what is alive. Every start is a recovery; there is no other.
 //!
-//! storage (lock, write-ahead log) → state (replay) → attempts (look at everything that was under way, judge, act). What was found is told
-//! in the startup log.
+//! Its stages and what each waits for are a table; core orders them and says what becomes of one that fails; they are carried out
+//! here, side by side where they may be, and the startup log tells of each as it happens.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+pub mod recover;
+pub mod told;
 
-use anyhow::Context as _;
-use outlive_core::event::Event;
-use outlive_core::job::{Job, Phase, Work};
-use outlive_core::state::State;
-use outlive_supervisor::Here;
-use serde::{Deserialize, Serialize};
+mod marker;
 
-use crate::clock;
-use crate::data_dir::{DataDir, Paths};
-use crate::truth::disk::RealDisk;
-use crate::truth::driver::Handle;
-use crate::truth::store::{Replayed, replay};
-use crate::truth::wal::{self, Opened, WalError};
-use crate::world::fleet::Fleet;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
-/// Starts remembered besides the current one.
-const HISTORY_MAX: usize = 10;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use outlive_core::limits;
+use outlive_core::retry::backoff;
+use outlive_core::startup_plan::{Next, Plan, Stage};
 
-/// What one start found and did.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Start {
-    /// Counted from 1 over the life of the data directory.
-    pub number: u64,
-    /// When.
-    pub started_at: String,
-    /// The program's version.
-    pub version: String,
-    /// All stages are done.
-    pub ready: bool,
-    /// From the start of the process to ready, in milliseconds.
-    pub ready_ms: Option<f64>,
-    /// What was done, in order.
-    pub stages: Vec<Stage>,
-    /// What is not available, and why.
-    pub degraded: Vec<Degraded>,
-    /// In one sentence.
-    pub summary: String,
-}
+use self::told::{Report, Telling};
 
-/// One step of a start.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Stage {
-    /// Its name.
-    pub name: String,
-    /// How long it took, in milliseconds.
-    pub duration_ms: f64,
-    /// What it counted.
-    pub counts: BTreeMap<String, u64>,
-    /// What it repaired or found damaged, in words.
-    pub notes: Vec<String>,
-}
+/// What a start is made of. Locks, waiting queues of more than one repo, orphans, callbacks and sidecars will be stages when they are
+/// there to be recovered. The critical ones come first, so that none is blamed for a death in another beside it.
+pub const STAGES: &[Stage] = &[
+    Stage { name: STORAGE, depends_on: &[], critical: true },
+    Stage { name: STATE, depends_on: &[STORAGE], critical: true },
+    Stage { name: ATTEMPTS, depends_on: &[STATE], critical: true },
+    Stage { name: OPERATIONS, depends_on: &[ATTEMPTS], critical: false },
+    Stage { name: TRASH, depends_on: &[ATTEMPTS], critical: false },
+];
 
-/// A resource that is not available.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Degraded {
-    /// What.
-    pub resource: String,
-    /// Why.
+/// The write-ahead log is opened and made whole.
+pub const STORAGE: &str = "storage";
+/// State is summed up; from here on the API answers everything.
+pub const STATE: &str = "state";
+/// Everything that was under way is looked at and judged.
+pub const ATTEMPTS: &str = "attempts";
+/// Directories of our own work that is over are cleared away.
+pub const OPERATIONS: &str = "operations";
+/// Deletions that an earlier server died over go on.
+pub const TRASH: &str = "trash";
+
+/// Why a try of a stage failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// With all its causes, in one line.
     pub cause: String,
+    /// Trying again cannot help.
+    pub is_final: bool,
 }
 
-/// The current start and the ones before it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct StartupLog {
-    /// This one.
-    pub current: Start,
-    /// Earlier ones, newest first.
-    pub history: Vec<Start>,
-}
-
-/// The startup log as it is being written; readers get copies.
-#[derive(Debug, Clone)]
-pub struct Telling {
-    told: Arc<RwLock<StartupLog>>,
-    begun: Instant,
-    paths: Paths,
-}
-
-impl Telling {
-    /// Begins a new entry after what earlier starts told.
-    pub fn begin(paths: &Paths, begun: Instant) -> Self {
-        let bytes = std::fs::read(paths.startup_log()).unwrap_or_default();
-        // A startup log that cannot be read costs its history, nothing else.
-        let before: StartupLog = serde_json::from_slice(&bytes).unwrap_or_default();
-        let number = before.current.number + 1;
-        let mut history = before.history;
-        if before.current.number > 0 {
-            history.insert(0, before.current);
-        }
-        history.truncate(HISTORY_MAX);
-        let current = Start {
-            number,
-            started_at: clock::rfc3339(clock::now()),
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            ..Start::default()
-        };
-        let told = Arc::new(RwLock::new(StartupLog { current, history }));
-        Self { told, begun, paths: paths.clone() }
-    }
-
-    /// That this server has started, for its first record. The number is the one told here; should the startup log have been
-    /// lost, the write-ahead log knows where counting stands.
-    ///
-    /// # Errors
-    /// It cannot be told which boot this is.
-    pub fn started(&self, state: &State) -> anyhow::Result<Event> {
-        let number = self.read().current.number.max(state.starts() + 1);
-        self.change(|start| start.number = number);
-        let boot_id = Here::observe().context("cannot tell which boot this is")?.boot_id;
-        let version = env!("CARGO_PKG_VERSION").to_string();
-        Ok(Event::ServerStarted { number, version, boot_id })
-    }
-
-    /// What is told so far.
-    pub fn read(&self) -> StartupLog {
-        self.told.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Start)) {
-        change(&mut self.told.write().unwrap_or_else(PoisonError::into_inner).current);
-    }
-
-    fn stage(&self, name: &str, since: Instant, fill: impl FnOnce(&mut Stage)) {
-        let mut stage = Stage { name: name.to_string(), ..Stage::default() };
-        fill(&mut stage);
-        stage.duration_ms = millis(since);
-        self.change(|start| start.stages.push(stage));
-    }
-
-    /// The start is over.
-    fn ready(&self, summary: &str) {
-        let ready_ms = millis(self.begun);
-        self.change(|start| {
-            start.ready = true;
-            start.ready_ms = Some(ready_ms);
-            start.summary = format!("{summary}, {ready_ms:.1} ms");
-        });
-        let told = self.read();
-        let path = self.paths.startup_log();
-        let written =
-            serde_json::to_vec_pretty(&told).map_err(std::io::Error::from).and_then(|b| {
-                outlive_supervisor::replace_file(&path, &b).map_err(std::io::Error::other)
-            });
-        if let Err(error) = written {
-            tracing::warn!(%error, "the startup log was not kept");
-        }
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { cause: format!("{error:#}"), is_final: false }
     }
 }
 
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
+impl Failure {
+    /// One that will be the same the next time.
+    pub fn for_good(error: anyhow::Error) -> Self {
+        Self { is_final: true, ..Self::from(error) }
+    }
 }
 
-/// Stages storage and state: the write-ahead log is opened (and repaired), and State is summed up.
+/// The start cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A stage failed to the last.
+    #[error("stage {stage} of the startup failed {tries} times: {cause}")]
+    Failed {
+        /// Which.
+        stage: &'static str,
+        /// How often it was tried.
+        tries: u32,
+        /// Why its last try failed.
+        cause: String,
+    },
+    /// Too many starts in a row died in a stage.
+    #[error(
+        "the last {deaths} starts died in stage {stage} of the startup, and so would this one. \
+         Look at what they said last; to have it tried again, remove {marker}"
+    )]
+    Deadly {
+        /// Which.
+        stage: &'static str,
+        /// How many.
+        deaths: u32,
+        /// Where that is written.
+        marker: String,
+    },
+}
+
+/// Carries out a plan: every stage as soon as it may begin, and `ready` when no critical one is left. Gives back the stages that the start went on without and that are worth
+/// another try later.
 ///
 /// # Errors
-/// The write-ahead log cannot be opened.
-pub fn recover_state(data: &DataDir, telling: &Telling) -> Result<(State, Opened), WalError> {
-    let since = Instant::now();
-    let instance = uuid::Uuid::parse_str(&data.instance.instance).unwrap_or_default();
-    let opened = wal::open(wal::Config::new(
-        Arc::new(RealDisk),
-        data.paths.wal(),
-        data.paths.quarantine(),
-        *instance.as_bytes(),
-        || u64::from_le_bytes(crate::random::bytes()),
-    ))?;
-    telling.stage("storage", since, |stage| tell_storage(stage, &opened));
-    let since = Instant::now();
-    let mut state = State::default();
-    let replayed = replay(&opened, &mut state);
-    telling.stage("state", since, |stage| tell_state(stage, &state, &replayed));
-    let degraded = replayed.unavailable.into_iter();
-    let degraded = degraded.map(|(resource, cause)| Degraded { resource, cause }).collect();
-    telling.change(|start| start.degraded = degraded);
-    Ok((state, opened))
-}
-
-fn tell_storage(stage: &mut Stage, opened: &Opened) {
-    let report = &opened.report;
-    let counts = [
-        ("records", opened.records.len() as u64),
-        ("segments", report.segments_read as u64),
-        ("bytes_cut", report.cut_bytes),
-        ("records_rewritten", report.rewritten_records as u64),
-        ("damaged_places", (report.damage.len() + report.damage_unlisted) as u64),
-    ];
-    stage.counts = counts.map(|(name, count)| (name.to_string(), count)).into();
-    if let Some((file, offset)) = &report.cut_at {
-        let (bytes, file) = (report.cut_bytes, file.display());
-        stage.notes.push(format!("a torn last group was cut: {bytes} bytes of {file} at {offset}"));
-    }
-    for damage in &report.damage {
-        let (file, offset, what) = (damage.file.display(), damage.offset, &damage.what);
-        stage.notes.push(format!("{file} at byte {offset}: {what}"));
+/// A stage without which the server cannot work has failed, or would be the death of this start as of those before.
+pub async fn run<Performing>(
+    plan: &Plan,
+    telling: &Telling,
+    perform: impl Fn(&'static str) -> Performing,
+    ready: impl Fn(),
+) -> Result<Vec<Stage>, StartError>
+where
+    Performing: Future<Output = Result<Report, Failure>>,
+{
+    let (mut begun, mut over) = (BTreeSet::new(), BTreeSet::new());
+    let mut running = FuturesUnordered::new();
+    let mut left = Vec::new();
+    loop {
+        let next: Vec<Stage> = plan.next(&begun, &over).collect();
+        for stage in next {
+            begun.insert(stage.name);
+            running.push(carry_out(stage, telling, &perform));
+        }
+        let Some(done) = running.next().await else { return Ok(left) };
+        let (stage, again) = done?;
+        let was_ready = plan.is_ready(&over);
+        over.insert(stage.name);
+        if !was_ready && plan.is_ready(&over) {
+            telling.is_ready_now();
+            ready();
+        }
+        left.extend(again.then_some(stage));
     }
 }
 
-fn tell_state(stage: &mut Stage, state: &State, replayed: &Replayed) {
-    let queued = state.queued() as u64;
-    let counts = [
-        ("jobs", state.jobs().count() as u64),
-        ("queued", queued),
-        ("repos", state.repos().count() as u64),
-        ("events", replayed.events),
-        ("unavailable", replayed.unavailable.len() as u64),
-    ];
-    stage.counts = counts.map(|(name, count)| (name.to_string(), count)).into();
-}
-
-/// Everything that was under way, according to State.
-pub fn under_way(state: &State) -> Vec<Work> {
-    let operations = state.operations().map(|operation| Work::Operation { id: operation.id });
-    let of_job = |job: &Arc<Job>| job.phase.work(&job.id);
-    let attempts = state.jobs().filter_map(of_job);
-    let attempts = attempts.filter(|work| matches!(work, Work::Attempt { .. }));
-    attempts.chain(operations).collect()
-}
-
-/// Stage attempts: looks at everything that was under way and lets the driver judge; then the queue moves again.
-pub async fn recover_attempts(handle: &Handle, fleet: &Fleet, works: Vec<Work>, telling: &Telling) {
-    let since = Instant::now();
-    let recovered = handle.view().jobs().filter(|job| !ended(job)).count();
-    let looks: Vec<_> = works.iter().map(|work| fleet.look_and_report(work.clone())).collect();
-    for look in looks {
-        look.await;
+/// One stage, with all its tries. Gives back whether it is worth another one later.
+async fn carry_out<Performing>(
+    stage: Stage,
+    telling: &Telling,
+    perform: impl Fn(&'static str) -> Performing,
+) -> Result<(Stage, bool), StartError>
+where
+    Performing: Future<Output = Result<Report, Failure>>,
+{
+    let deaths = telling.deaths(stage.name);
+    match stage.after_deaths(deaths) {
+        Next::Try(_) => {}
+        Next::Without => {
+            let cause = format!("the last {deaths} starts died in it");
+            telling.goes_without(stage.name, cause, "the next start tries it again");
+            return Ok((stage, false));
+        }
+        Next::Stop => {
+            let marker = telling.marker_path();
+            return Err(StartError::Deadly { stage: stage.name, deaths, marker });
+        }
     }
-    // Reports are durable by now; what was queued may start. No driver means that the process is ending.
-    handle.tick().await.ok();
-    let left_over = fleet.clear_operations().await;
-    let state = handle.view();
-    let mut counts = outcomes(&state, &works);
-    counts.insert("operations_cleared".to_string(), left_over);
-    let adopted = counts.get("adopted").copied().unwrap_or(0);
-    telling.stage("attempts", since, |stage| stage.counts = counts);
-    telling.ready(&format!("{recovered} jobs recovered, {adopted} agents re-adopted"));
-}
-
-fn ended(job: &Job) -> bool {
-    matches!(job.phase, Phase::Ended { .. })
-}
-
-fn outcomes(state: &State, works: &[Work]) -> BTreeMap<String, u64> {
-    let mut counts = BTreeMap::new();
-    for work in works {
-        let Work::Attempt { job, attempt } = work else { continue };
-        let name = match state.job(job).map(|job| &job.phase) {
-            Some(Phase::Running { attempt: now }) if now == attempt => "adopted",
-            Some(Phase::Stopping { .. }) => "stopping",
-            Some(Phase::Unknown { .. }) => "unknown",
-            Some(Phase::Ended { .. }) => "concluded",
-            _ => "requeued",
+    let mut failures = 0;
+    loop {
+        telling.begins(stage.name);
+        let failure = match perform(stage.name).await {
+            Ok(report) => {
+                telling.succeeds(stage.name, report);
+                return Ok((stage, false));
+            }
+            Err(failure) => failure,
         };
-        *counts.entry(name.to_string()).or_insert(0) += 1;
+        failures += 1;
+        let Failure { cause, is_final } = failure;
+        tracing::error!(stage = stage.name, failures, %cause, "a stage of the startup failed");
+        telling.fails(stage.name, cause.clone());
+        let next = if is_final { stage.given_up() } else { stage.after_failures(failures) };
+        match next {
+            Next::Try(pause) => wait(pause).await,
+            Next::Stop => {
+                return Err(StartError::Failed { stage: stage.name, tries: failures, cause });
+            }
+            Next::Without => {
+                telling.goes_without(stage.name, cause, remedy());
+                return Ok((stage, true));
+            }
+        }
     }
-    counts
 }
 
-/// When the server may say that it is ready: the time of its last stage.
-pub fn is_ready(telling: &Telling) -> bool {
-    telling.read().current.ready
+fn remedy() -> &'static str {
+    "remove the cause: it is tried again within a minute"
+}
+
+/// Goes on trying what the start went on without, until all of it is there.
+pub async fn catch_up<Performing>(
+    mut left: Vec<Stage>,
+    telling: &Telling,
+    perform: impl Fn(&'static str) -> Performing,
+) where
+    Performing: Future<Output = Result<Report, Failure>>,
+{
+    for failures in limits::STAGE_TRIES_MAX.. {
+        if left.is_empty() {
+            return;
+        }
+        wait(backoff(limits::STAGE_PAUSE, limits::STAGE_AGAIN_MAX, failures.saturating_sub(1)))
+            .await;
+        for stage in std::mem::take(&mut left) {
+            telling.begins(stage.name);
+            match perform(stage.name).await {
+                Ok(report) => telling.succeeds(stage.name, report),
+                Err(failure) => {
+                    telling.fails(stage.name, failure.cause.clone());
+                    telling.goes_without(stage.name, failure.cause, remedy());
+                    left.push(stage);
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nobody tells when what failed would succeed")]
+async fn wait(pause: Duration) {
+    tokio::time::sleep(pause).await;
 }

@@ -7,7 +7,7 @@ pub mod sse;
 pub mod target;
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::http;
@@ -17,6 +17,15 @@ const BODY_BYTES_MAX: u64 = 256 << 20;
 
 /// A machine that swallows packets is as good as none.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The code with which a server says that it is not ready to answer yet, and that nothing was done.
+const RECOVERING: &str = "recovering";
+
+/// How long a server that recovers is waited for: it has written that it will be there in a moment.
+const RECOVERING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two questions to a server that recovers.
+const RECOVERING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no answer, or a "no".
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +69,7 @@ impl ClientError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } => true,
-            Self::Problem { code, .. } => code == "stopping",
+            Self::Problem { code, .. } => code == "stopping" || code == RECOVERING,
         }
     }
 
@@ -198,7 +207,27 @@ impl Client {
         Ok(Stream { status, reader: answer.into_body().into_reader() })
     }
 
+    /// Sends, as often as the server answers that it is recovering and has done nothing.
+    #[expect(clippy::disallowed_methods, reason = "a server cannot call its client")]
     fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<http::Response<ureq::Body>, ClientError> {
+        let begun = Instant::now();
+        loop {
+            let answer = self.send_once(method, path, headers, body);
+            let recovers = answer.as_ref().is_err_and(|error| error.code() == Some(RECOVERING));
+            if !recovers || begun.elapsed() > RECOVERING_PATIENCE {
+                return answer;
+            }
+            std::thread::sleep(RECOVERING_PAUSE);
+        }
+    }
+
+    fn send_once(
         &self,
         method: &str,
         path: &str,

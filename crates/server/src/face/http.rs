@@ -2,9 +2,11 @@
 
 mod admin;
 mod body;
+mod door;
 mod events;
 mod guard;
 mod jobs;
+mod metrics;
 mod output;
 mod problem;
 mod repos;
@@ -29,9 +31,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::data_dir::Paths;
+use crate::truth::degraded::Degraded;
 use crate::truth::driver::Handle;
 use crate::truth::view::Sight;
 
+pub use door::Door;
 pub use problem::Problem;
 pub use tail::Tails;
 
@@ -56,8 +60,10 @@ pub struct Parts {
     pub tails: Tails,
     /// The startup log, as JSON.
     pub startup_log: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
-    /// All stages of the startup are done.
+    /// Every stage of the startup without which the server cannot work is over.
     pub ready: Box<dyn Fn() -> bool + Send + Sync>,
+    /// What is not available.
+    pub degraded: Box<dyn Fn() -> Vec<Degraded> + Send + Sync>,
     /// What is missing for new work, in words, while nothing new is accepted.
     pub disk_full: Box<dyn Fn() -> Option<String> + Send + Sync>,
     /// Programs of engines that are not in `PATH`.
@@ -102,7 +108,7 @@ impl std::ops::Deref for App {
     }
 }
 
-/// All routes.
+/// All routes, behind a [`Door`].
 pub fn router(parts: Parts) -> Router {
     let app = App(Arc::new(parts));
     let api = Router::new()
@@ -127,12 +133,14 @@ pub fn router(parts: Parts) -> Router {
         .route("/admin/startup-log", get(admin::startup_log))
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(app.clone(), guard::token));
+    let metrics = get(metrics::metrics);
+    let metrics = metrics.layer(middleware::from_fn_with_state(app.clone(), guard::token));
     Router::new()
         .nest("/api", api)
         .route("/healthz", get(admin::healthz))
         .route("/readyz", get(admin::readyz))
+        .route("/metrics", metrics)
         .fallback(no_such_path)
-        .layer(middleware::from_fn(guard::origin))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
 }

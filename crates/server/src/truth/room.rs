@@ -2,17 +2,19 @@
 //! what runs goes on, and everything is as before by itself when space returns.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outlive_core::limits::{
     DISK_FILLED_BYTES_PER_MS, DISK_LOOK_MS, DISK_LOOK_MS_MAX, FROZEN_LOOK_MS, MIN_FREE_PART,
     SEGMENT_BYTES,
 };
+use outlive_core::time::Timestamp;
 use outlive_supervisor::space;
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::truth::wal::NextSegment;
 
 /// Whether there is room. Copies see the same.
@@ -27,6 +29,8 @@ struct Inner {
     next_segment: NextSegment,
     /// As of the last look.
     is_there: AtomicBool,
+    /// The first of the looks in a row that found none.
+    since: Mutex<Option<Timestamp>>,
     /// The last look found none.
     missed: Notify,
 }
@@ -34,8 +38,9 @@ struct Inner {
 impl Room {
     /// Room on the disk of the data directory `root`.
     pub fn new(root: PathBuf, min_free_bytes: u64, next_segment: NextSegment) -> Self {
-        let (is_there, missed) = (AtomicBool::new(true), Notify::new());
-        let room = Self(Arc::new(Inner { root, min_free_bytes, next_segment, is_there, missed }));
+        let (is_there, since, missed) = (AtomicBool::new(true), Mutex::new(None), Notify::new());
+        let inner = Inner { root, min_free_bytes, next_segment, is_there, since, missed };
+        let room = Self(Arc::new(inner));
         room.missing();
         room
     }
@@ -49,13 +54,26 @@ impl Room {
     pub fn missing(&self) -> Option<String> {
         let (missing, _) = self.look();
         self.0.is_there.store(missing.is_none(), Ordering::Release);
+        self.note(missing.is_some());
         if missing.is_some() {
             self.0.missed.notify_one();
         }
         missing
     }
 
-    /// The same, and for how long a look that found room holds good.
+    /// What is missing for new work, in words, and since when that is known.
+    pub fn missing_since(&self) -> Option<(String, Timestamp)> {
+        let missing = self.missing()?;
+        Some((missing, self.note(true)?))
+    }
+
+    fn note(&self, is_missing: bool) -> Option<Timestamp> {
+        let mut since = self.0.since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = is_missing.then(|| since.unwrap_or_else(clock::now));
+        *since
+    }
+
+    /// What is missing, and for how long a look that found room holds good.
     fn look(&self) -> (Option<String>, Duration) {
         let inner = &*self.0;
         let root = inner.root.display();

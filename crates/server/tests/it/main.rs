@@ -20,6 +20,7 @@ mod silence;
 #[path = "../common/source.rs"]
 mod source;
 mod spawning;
+mod startups;
 mod statistics;
 mod stops;
 mod story;

@@ -492,6 +492,12 @@ pub(crate) fn git(dir: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
+/// Moves a file to another place on the same file system.
+#[expect(clippy::disallowed_methods, reason = "nothing here has to survive a power cut")]
+pub(crate) fn move_aside(from: &Path, to: &Path) {
+    fs::rename(from, to).expect("moved");
+}
+
 /// That the process died by SIGKILL, and not in another way.
 pub(crate) fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(9)

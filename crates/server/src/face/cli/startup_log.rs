@@ -36,15 +36,26 @@ impl StartupLog {
 fn report(told: &Value, now: Timestamp) -> String {
     let current = &told["current"];
     let mut lines = vec![headline(current, now)];
+    let before = clean(at(current, "/previous/text"));
+    if !before.is_empty() {
+        lines.push(format!("before it: {before}"));
+    }
     lines.extend(stages(current).lines().map(str::to_string));
     for stage in items(current, "/stages") {
+        let name = clean(at(stage, "/name"));
         for note in items(stage, "/notes").iter().filter_map(Value::as_str) {
-            lines.push(format!("! {}: {}", clean(at(stage, "/name")), clean(note)));
+            lines.push(format!("! {name}: {}", clean(note)));
+        }
+        if let Some(error) = stage["error"].as_str() {
+            let tries = &stage["attempts"];
+            lines.push(format!("! {name}: tried {tries} times; last failure: {}", clean(error)));
         }
     }
     for degraded in items(current, "/degraded") {
         let (what, why) = (clean(at(degraded, "/resource")), clean(at(degraded, "/cause")));
-        lines.push(format!("! not available: {what}: {why}"));
+        let since = ago(at(degraded, "/since"), now);
+        lines.push(format!("! not available, known since {since}: {what}: {why}"));
+        lines.push(format!("    remedy: {}", clean(at(degraded, "/remedy"))));
     }
     lines.push(closing(current));
     let history = items(told, "/history");
@@ -61,22 +72,26 @@ fn headline(start: &Value, now: Timestamp) -> String {
     format!("start {number} of outlive {version}, {} ({})", ago(started, now), clean(started))
 }
 
-/// A bar for each stage, beginning where the one before it ended.
+/// A bar for each stage, from when it began; stages side by side have theirs one below the other.
 fn stages(start: &Value) -> String {
     let stages = items(start, "/stages");
-    let took = |stage: &Value| stage["duration_ms"].as_f64().unwrap_or(0.0).max(0.0);
-    let total: f64 = stages.iter().map(took).sum();
-    let mut begun = 0.0;
+    let ms = |stage: &Value, what: &str| stage[what].as_f64().unwrap_or(0.0).max(0.0);
+    let began = |stage: &Value| ms(stage, "started_ms");
+    let took = |stage: &Value| ms(stage, "duration_ms");
+    let total = stages.iter().map(|stage| began(stage) + took(stage)).fold(0.0, f64::max);
     let row = |stage: &Value| {
-        let bar = bar(begun, took(stage), total);
-        begun += took(stage);
         let counts = stage["counts"].as_object();
         let counts = counts.into_iter().flatten().filter(|(_, count)| **count != 0);
-        let counts: Vec<String> = counts
+        let mut told: Vec<String> = counts
             .map(|(name, count)| format!("{count} {}", clean(&name.replace('_', " "))))
             .collect();
+        let standing = at(stage, "/standing");
+        if standing != "done" {
+            told.insert(0, clean(standing));
+        }
         let time = format!("{:>8.1} ms", took(stage));
-        [format!("  {}", clean(at(stage, "/name"))), bar, time, counts.join(", ")]
+        let bar = bar(began(stage), took(stage), total);
+        [format!("  {}", clean(at(stage, "/name"))), bar, time, told.join(", ")]
     };
     let rows: Vec<[String; 4]> = stages.iter().map(row).collect();
     table(["", "", "", ""], &rows)
@@ -99,18 +114,16 @@ fn bar(begun: f64, took: f64, total: f64) -> String {
 fn closing(start: &Value) -> String {
     let summary = clean(at(start, "/summary"));
     if start["ready"].as_bool() != Some(true) {
-        return "the server is still recovering".to_string();
+        let over = start["ended_at"].is_string() && !summary.is_empty();
+        return if over { summary } else { "the server is still recovering".to_string() };
     }
     format!("ready: {summary}")
 }
 
 fn earlier(start: &Value, now: Timestamp) -> String {
     let when = ago(at(start, "/started_at"), now);
-    let how = if start["ready"].as_bool() == Some(true) {
-        clean(at(start, "/summary"))
-    } else {
-        "did not come to its end".to_string()
-    };
+    let told = clean(at(start, "/summary"));
+    let how = if told.is_empty() { "did not come to its end".to_string() } else { told };
     format!("{}  {when}  {how}", start["number"])
 }
 
@@ -123,17 +136,31 @@ mod tests {
     #[test]
     fn a_start_is_told_as_a_time_line_with_its_closing_sentence() {
         let now = clock::parse("2026-01-02T03:04:10Z").expect("a time");
-        let stage = |name: &str, ms: f64, counts: Value, notes: Value| json!({ "name": name, "duration_ms": ms, "counts": counts, "notes": notes });
+        let stage = |name: &str, from: f64, ms: f64, counts: Value, notes: Value| {
+            json!({
+                "name": name, "started_ms": from, "duration_ms": ms, "counts": counts,
+                "notes": notes, "standing": "done",
+            })
+        };
+        let mut trash = stage("trash", 1.0, 1.0, json!({}), json!([]));
+        trash["standing"] = json!("failed");
+        trash["attempts"] = json!(4);
+        trash["error"] = json!("not a directory");
         let told = json!({
             "current": {
                 "number": 3, "started_at": "2026-01-02T03:04:05.000Z", "version": "0.1.0",
                 "ready": true, "ready_ms": 4.0, "summary": "105 jobs recovered, 4.0 ms",
                 "stages": [
-                    stage("storage", 1.0, json!({ "records": 7, "bytes_cut": 0 }), json!(["cut\n3"])),
-                    stage("state", 0.01, json!({}), json!([])),
-                    stage("attempts", 3.0, json!({ "adopted": 1, "concluded": 1 }), json!([])),
+                    stage("storage", 0.0, 1.0, json!({ "records": 7, "bytes_cut": 0 }), json!(["cut\n3"])),
+                    stage("state", 1.0, 0.01, json!({}), json!([])),
+                    stage("attempts", 1.0, 3.0, json!({ "adopted": 1, "concluded": 1 }), json!([])),
+                    trash,
                 ],
-                "degraded": [{ "resource": "job abc", "cause": "unreadable" }],
+                "previous": { "text": "start 2 was killed, or crashed" },
+                "degraded": [{
+                    "resource": "job abc", "cause": "unreadable", "remedy": "mend it",
+                    "since": "2026-01-02T02:04:10.000Z",
+                }],
             },
             "history": [
                 { "number": 2, "started_at": "2026-01-02T03:03:05.000Z", "ready": true, "summary": "ok" },
@@ -142,11 +169,15 @@ mod tests {
         });
         let expected = format!(
             "start 3 of outlive 0.1.0, 5s ago (2026-01-02T03:04:05.000Z)\n\
+             before it: start 2 was killed, or crashed\n\
              \x20 storage   {}{}       1.0 ms  7 records\n\
              \x20 state     {}█{}       0.0 ms\n\
              \x20 attempts  {}{}       3.0 ms  1 adopted, 1 concluded\n\
+             \x20 trash     {}{}{}       1.0 ms  failed\n\
              ! storage: cut 3\n\
-             ! not available: job abc: unreadable\n\
+             ! trash: tried 4 times; last failure: not a directory\n\
+             ! not available, known since 1h ago: job abc: unreadable\n\
+             \x20   remedy: mend it\n\
              ready: 105 jobs recovered, 4.0 ms\n\
              \nearlier starts\n  2  1m ago  ok\n  1  1h ago  did not come to its end\n",
             "█".repeat(10),
@@ -155,6 +186,9 @@ mod tests {
             "·".repeat(29),
             "·".repeat(10),
             "█".repeat(30),
+            "·".repeat(10),
+            "█".repeat(10),
+            "·".repeat(20),
         );
         assert_eq!(report(&told, now), expected);
     }

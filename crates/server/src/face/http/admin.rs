@@ -18,17 +18,8 @@ pub(super) async fn healthz() -> &'static str {
 pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
     let ready = (app.ready)();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let state = app.handle.view();
-    let unavailable = state.all_unavailable();
-    let unavailable = unavailable.map(|(entity, cause)| (entity.to_string(), cause.clone()));
-    let disk = (app.disk_full)().map(|missing| ("disk".to_string(), missing));
-    let degraded: Vec<Value> = disk
-        .into_iter()
-        .chain(unavailable)
-        .map(|(resource, cause)| json!({ "resource": resource, "cause": cause }))
-        .collect();
     let told = if ready { "ready" } else { "recovering" };
-    (status, Json(json!({ "status": told, "degraded": degraded })))
+    (status, Json(json!({ "status": told, "degraded": (app.degraded)() })))
 }
 
 pub(super) async fn startup_log(State(app): State<App>) -> Json<Value> {

@@ -10,15 +10,22 @@ use super::{App, Problem};
 
 /// Lets nobody in without the token.
 pub(super) async fn token(State(app): State<App>, request: Request, next: Next) -> Response {
-    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match check(request.headers(), &app.token) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Whether the caller shows the token.
+pub(super) fn check(headers: &HeaderMap, token: &str) -> Result<(), Problem> {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    if bool::from(shown.as_bytes().ct_eq(app.token.as_bytes())) {
-        return next.run(request).await;
+    if bool::from(shown.as_bytes().ct_eq(token.as_bytes())) {
+        return Ok(());
     }
     let detail = if shown.is_empty() { "a token is missing" } else { "the token is wrong" };
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-        .hint("Authorization: Bearer TOKEN; on this machine the token is in DATA/token")
-        .into_response()
+    let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+    Err(problem.hint("Authorization: Bearer TOKEN; on this machine the token is in DATA/token"))
 }
 
 /// Refuses a browser that was sent here by a page of another site: its Origin, or the Host it believes in, is not ours.

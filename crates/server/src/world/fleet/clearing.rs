@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use outlive_core::evidence::Lock;
+use anyhow::Context as _;
 use outlive_core::ids::{JobId, OperationId, RepoName};
 use outlive_core::state::Removal;
 use outlive_supervisor::{crash_point, probe};
@@ -16,10 +16,12 @@ use crate::world::{files, removal};
 impl Fleet {
     /// Clears away the directories of operations that are over: a crash may have come between their end and that. Gives back how
     /// many there were.
-    pub async fn clear_operations(&self) -> u64 {
+    ///
+    /// # Errors
+    /// As the disk says; what could be cleared away is.
+    pub async fn clear_operations(&self) -> anyhow::Result<u64> {
         let inner = self.0.clone();
-        let cleared = self.0.tracker.spawn_blocking(move || inner.clear_operations());
-        cleared.await.unwrap_or(0)
+        self.0.tracker.spawn_blocking(move || inner.clear_operations()).await?
     }
 
     /// Carries out the removals that an earlier server may have died over. Before the API answers, since names may be used anew.
@@ -89,13 +91,18 @@ impl Fleet {
     }
 
     /// Goes on with deletions that an earlier server died over: what stands in the trash is deleted already, only not yet gone.
-    pub fn empty_trash(&self) {
+    /// Gives back how many bytes that freed.
+    ///
+    /// # Errors
+    /// As the disk says; what could be deleted is.
+    pub async fn empty_trash(&self) -> anyhow::Result<files::Emptied> {
         let trash = self.0.surroundings.paths.trash();
-        self.0.tracker.spawn_blocking(move || {
-            if let Err(error) = files::empty_trash(&trash) {
-                tracing::warn!(%error, "the trash is not empty; tried again at the next start");
-            }
+        let emptied = self.0.tracker.spawn_blocking(move || {
+            crash_point("startup.trash");
+            make_private_dir(&trash).with_context(|| trash.display().to_string())?;
+            anyhow::Ok(files::empty_trash(&trash)?)
         });
+        emptied.await?
     }
 
     pub(super) fn discard(&self, dir: PathBuf) {
@@ -115,16 +122,25 @@ fn before_discard() {
 }
 
 impl Inner {
-    fn clear_operations(&self) -> u64 {
+    fn clear_operations(&self) -> anyhow::Result<u64> {
         let paths = &self.surroundings.paths;
-        let entries = fs::read_dir(paths.operations()).into_iter().flatten().flatten();
-        let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        let place = paths.operations();
+        let entries = fs::read_dir(&place).with_context(|| place.display().to_string())?;
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        crash_point("startup.operations");
         // The names first: whatever has a directory was in State before, and is gone from it now only if it is over.
         let state = self.handle.view();
         let ids = names.iter().filter_map(|name| name.to_str()?.parse().ok().map(OperationId));
         let over = ids.filter(|id| state.operation(*id).is_none()).map(|id| paths.operation(id));
         // Where records were lost it may be alive all the same.
-        let over = over.filter(|dir| probe(dir, &self.here).lock == Lock::Free);
-        over.map(|dir| discard(&dir, &paths.trash())).map(|done| u64::from(done.is_ok())).sum()
+        let over = over.filter(|dir| !probe(dir, &self.here).may_be_alive());
+        let (mut cleared, mut problem) = (0, None);
+        for dir in over {
+            match discard(&dir, &paths.trash()) {
+                Ok(()) => cleared += 1,
+                Err(error) => problem = Some(error),
+            }
+        }
+        problem.map_or(Ok(cleared), |error| Err(error.into()))
     }
 }

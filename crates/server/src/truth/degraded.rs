@@ -1,0 +1,82 @@
+//! What is not available: a list of resources, each with its cause and its remedy. Never a feature that is switched off.
+
+use outlive_core::record::{EntityKey, EntityKind};
+use serde::{Deserialize, Serialize};
+
+/// A resource that is not available. Everything else works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// What kind of thing it is.
+    pub kind: Kind,
+    /// Which one.
+    pub resource: String,
+    /// Why, with all causes.
+    pub cause: String,
+    /// Since when that is known (RFC 3339).
+    pub since: String,
+    /// What makes it available again. None of it needs a restart.
+    pub remedy: String,
+}
+
+/// Kinds of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Room for new work.
+    Disk,
+    /// A job whose records are damaged.
+    Job,
+    /// A repo whose records are damaged.
+    Repo,
+    /// Anything else whose records are damaged.
+    Records,
+    /// What a stage of the startup would have brought.
+    Stage,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Disk, Self::Job, Self::Repo, Self::Records, Self::Stage];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Job => "job",
+            Self::Repo => "repo",
+            Self::Records => "records",
+            Self::Stage => "stage",
+        }
+    }
+}
+
+impl Degraded {
+    /// It is an entity whose records are damaged.
+    pub fn is_of_records(&self) -> bool {
+        matches!(self.kind, Kind::Job | Kind::Repo | Kind::Records)
+    }
+
+    /// No room for new work.
+    pub fn disk(missing: String, since: String) -> Self {
+        let remedy = "free some space: what was accepted goes on by itself then";
+        Self {
+            kind: Kind::Disk,
+            resource: "disk".into(),
+            cause: missing,
+            since,
+            remedy: remedy.into(),
+        }
+    }
+
+    /// An entity whose records cannot be read.
+    pub fn lost(entity: &EntityKey, cause: String, since: String) -> Self {
+        let kind = match entity.kind {
+            EntityKind::Job => Kind::Job,
+            EntityKind::Repo => Kind::Repo,
+            _ => Kind::Records,
+        };
+        let remedy = "its files are untouched and nothing is done with them; \
+                      `outlive startup-log` names the bytes that cannot be read";
+        Self { kind, resource: entity.to_string(), cause, since, remedy: remedy.into() }
+    }
+}
