@@ -287,7 +287,7 @@ pub struct Job {
     pub changed: Lsn,
     /// When it was accepted.
     pub created_at: Timestamp,
-    /// When it became ready last: its place in the queue.
+    /// When it became ready last: its place in the queue. Never before what became ready earlier, though the clock be set back.
     pub ready_at: Timestamp,
     /// When it took a slot last.
     pub slot_at: Option<Timestamp>,

@@ -63,6 +63,13 @@ pub const INTERRUPT_BACKOFF: Duration = Duration::from_secs(1);
 /// The doubling stops here.
 pub const INTERRUPT_BACKOFF_MAX: Duration = Duration::from_mins(10);
 
+/// The longest time between two looks at the clock while something is to happen at a time of day: a clock that is set, or a machine
+/// that slept, is noticed so much later at most.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(5);
+
+/// Answers under way when the server is told to stop get this long: with it, a stop takes less than a second.
+pub const STOP_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Between TERM and KILL.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 

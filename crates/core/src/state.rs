@@ -76,6 +76,8 @@ struct Index {
     queue: Queue,
     /// Waiting jobs by their wake time.
     timers: Map<(Timestamp, JobId), ()>,
+    /// Of these, the jobs in a pause of ours.
+    pauses: Map<(Timestamp, JobId), ()>,
     /// Waiting jobs by the repo they wait for, in order of acceptance.
     repo_waiters: Map<(RepoName, Lsn), JobId>,
     /// Jobs in order of acceptance.

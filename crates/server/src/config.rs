@@ -39,6 +39,8 @@ pub struct Config {
     pub hung_margin: Duration,
     /// All that a job waits for usage limits and overload, when it says nothing itself.
     pub limit_wait: Duration,
+    /// How long answers that are under way may hold up a stop of the server.
+    pub stop_patience: Duration,
     /// Programs of engines that are not in `PATH`, by engine.
     pub programs: BTreeMap<String, String>,
 }
@@ -58,6 +60,7 @@ impl Default for Config {
             checkpoint_records: CHECKPOINT_RECORDS,
             hung_margin: limits::HUNG_MARGIN,
             limit_wait: limits::LIMIT_WAIT_DEFAULT,
+            stop_patience: limits::STOP_PATIENCE,
             programs: BTreeMap::new(),
         }
     }
@@ -77,6 +80,7 @@ const KEYS: &[&str] = &[
     "checkpoint_records",
     "hung_margin_s",
     "limit_wait_max_s",
+    "stop_patience_ms",
     "programs",
 ];
 
@@ -92,6 +96,7 @@ struct Raw {
     checkpoint_records: Option<u64>,
     hung_margin_s: Option<u64>,
     limit_wait_max_s: Option<u64>,
+    stop_patience_ms: Option<u64>,
     programs: Option<BTreeMap<String, String>>,
 }
 
@@ -209,6 +214,7 @@ impl Config {
             let most = limits::LIMIT_WAIT_MAX.as_secs();
             return Err(wrong(format!("`limit_wait_max_s` must be at most {most}")));
         }
+        self.stop_patience = raw.stop_patience_ms.map_or(self.stop_patience, Duration::from_millis);
         if let Some(programs) = raw.programs {
             let engines: Vec<&str> =
                 outlive_core::engine::all().iter().map(|engine| engine.name).collect();

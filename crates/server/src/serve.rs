@@ -2,7 +2,7 @@
 //!
 //! Start: data directory → API (it answers from here on, at first that the server is recovering) → write-ahead log → State → driver →
 //! the whole API → attempts → ready → the rest (`startup`).
-//! Stop: there is only one way, being killed. SIGTERM merely lets answers that are under way get out first.
+//! Stop: there is only one way, being killed. SIGTERM merely lets answers that are under way get out first, whatever the start is at.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
 use outlive_core::job::Work;
+use outlive_core::limits;
 use outlive_core::startup_plan::Plan;
 use outlive_core::state::{Removal, State};
 use outlive_supervisor::{FileError, Here, crash_point, replace_file};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,8 +37,8 @@ use crate::world::fleet::Fleet;
 use crate::world::launch::Surroundings;
 use crate::world::sight::Eyes;
 
-/// Answers under way at SIGTERM get this long.
-const STOP_PATIENCE: Duration = Duration::from_millis(500);
+/// What is left of a second for the note that the end was asked for.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Serves until the process is told to stop.
 ///
@@ -46,23 +47,27 @@ const STOP_PATIENCE: Duration = Duration::from_millis(500);
 pub fn serve(data: &Path, config: &Config) -> anyhow::Result<()> {
     let begun = Instant::now();
     abort_on_panic();
-    let data = DataDir::open(data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(data, config, begun))
+    let stopping = obey_signals(&runtime, config.stop_patience + LAST_WORDS)?;
+    let data = DataDir::open(data)?;
+    runtime.block_on(run(data, config, begun, stopping))
 }
 
-async fn run(data: DataDir, config: &Config, begun: Instant) -> anyhow::Result<()> {
-    // Before anything that may need it; a signal that comes earlier ends us the plain way, which is as good.
-    let mut ends = Ends::new()?;
+async fn run(
+    data: DataDir,
+    config: &Config,
+    begun: Instant,
+    stopping: CancellationToken,
+) -> anyhow::Result<()> {
     let plan = Plan::new(startup::STAGES)?;
     let here = Here::observe().context("cannot tell which boot this is")?;
     let telling = Telling::begin(&data.paths, &plan, here.boot_id.clone(), begun);
     crash_point("serve.locked");
-    let server = Arc::new(Server::new(data, config, here, telling.clone()));
+    let server = Arc::new(Server::new(data, config, here, telling.clone(), stopping));
     // Cancel safety: a start that is told to end is as good as one that was killed there.
     let started = tokio::select! {
         started = server.start(&plan) => started,
-        () = ends.come() => server.end().await,
+        () = server.stopping.cancelled() => server.end().await,
     };
     if let Err(error) = &started {
         telling.ends(Some(format!("did not start: {error:#}")));
@@ -74,24 +79,39 @@ async fn run(data: DataDir, config: &Config, begun: Instant) -> anyhow::Result<(
         startup::catch_up(left, &late.telling, |stage| late.clone().perform(stage)).await;
         late.telling.is_complete();
     });
-    ends.come().await;
+    server.stopping.cancelled().await;
     server.end().await
 }
 
-/// The signals that tell the server to end.
-struct Ends(Signal, Signal);
-
-impl Ends {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
-    }
-
-    async fn come(&mut self) {
+/// From here on SIGTERM and SIGINT end us with 0. What this gives tells when one came; whoever has answers to give may end us sooner
+/// than the patience is over, and nobody later: neither a start that is under way nor a client that does not read.
+#[expect(clippy::disallowed_methods, reason = "the patience of a stop is a time")]
+fn obey_signals(
+    runtime: &tokio::runtime::Runtime,
+    patience: Duration,
+) -> std::io::Result<CancellationToken> {
+    let context = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    drop(context);
+    let stopping = CancellationToken::new();
+    let tell = stopping.clone();
+    runtime.spawn(async move {
         tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-    }
+        tell.cancel();
+        tokio::time::sleep(patience).await;
+        end();
+    });
+    Ok(stopping)
+}
+
+/// I5: agents need no server. Ending here is the same as being killed, only later.
+#[expect(clippy::exit, reason = "tasks that watch agents never end by themselves")]
+fn end() -> ! {
+    std::process::exit(0)
 }
 
 /// A bug must not leave half a server behind: every start is a recovery, so the way on is to start again.
@@ -110,7 +130,10 @@ struct Server {
     here: Here,
     telling: Telling,
     tracker: TaskTracker,
+    /// A stop was asked for.
     stopping: CancellationToken,
+    /// Every answer is out, and no more are given.
+    served: CancellationToken,
     /// From stage storage to stage state.
     opened: Mutex<Option<Opened>>,
     /// Where it listens, and the way in.
@@ -128,14 +151,21 @@ struct Working {
 }
 
 impl Server {
-    fn new(data: DataDir, config: &Config, here: Here, telling: Telling) -> Self {
+    fn new(
+        data: DataDir,
+        config: &Config,
+        here: Here,
+        telling: Telling,
+        stopping: CancellationToken,
+    ) -> Self {
         Self {
             config: config.clone(),
             data,
             here,
             telling,
             tracker: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            stopping,
+            served: CancellationToken::new(),
             opened: Mutex::new(None),
             door: OnceLock::new(),
             working: OnceLock::new(),
@@ -253,22 +283,12 @@ impl Server {
 
     /// Lets answers that are under way get out, notes that the end was asked for, and ends the process.
     async fn end(&self) -> ! {
-        self.stopping.cancel();
-        self.tracker.close();
-        // Watching agents never ends by itself; only answers are waited for, and not long.
-        drop(tokio::time::timeout(STOP_PATIENCE, self.answers_out()).await);
-        self.telling.ends(None);
-        // I5: agents need no server. Ending here is the same as being killed, only later.
-        std::process::exit(0)
-    }
-
-    /// Every answer that was under way is out when the write-ahead log has nothing more to make durable.
-    async fn answers_out(&self) {
-        if let Some(working) = self.working.get() {
-            // No driver: the process is ending already.
-            working.handle.tick().await.ok();
+        // What is answered is durable, so nothing else is waited for: watching agents never ends by itself.
+        if self.door.get().is_some() {
+            drop(tokio::time::timeout(self.config.stop_patience, self.served.cancelled()).await);
         }
-        self.tracker.wait().await;
+        self.telling.ends(None);
+        end()
     }
 
     fn fleet(&self, handle: &Handle) -> anyhow::Result<Fleet> {
@@ -298,11 +318,13 @@ impl Server {
         let door = Door::new(token, Box::new(move || serde_json::json!(telling.read())));
         let (router, stop) = (door.router(), self.stopping.clone());
         let graceful = async move { stop.cancelled().await };
+        let over = self.served.clone();
         self.tracker.spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(graceful).await;
             if let Err(error) = served {
                 tracing::error!(%error, "the API has ended");
             }
+            over.cancel();
         });
         drop(self.door.set((address, door)));
         if let Err(error) = tell_address(&self.data.paths, address) {
@@ -400,21 +422,24 @@ async fn perform(mut effects: mpsc::UnboundedReceiver<Durable<Vec<Effect>>>, fle
 #[expect(clippy::disallowed_methods, reason = "this is where due times become events")]
 async fn tick(handle: Handle) {
     let mut changes = handle.changes();
+    let mut asked = None;
     loop {
         let due = changes.borrow_and_update().next_due();
         let wait = async {
             match due {
-                Some(due) => tokio::time::sleep(due.since(clock::now())).await,
+                // It comes with the next change; if it was not due yet by the driver's clock, it is asked for again.
+                Some(due) if asked == Some(due) => tokio::time::sleep(limits::CLOCK_LOOK).await,
+                // Looked at again and again: whoever sets the clock, or wakes the machine from its sleep, tells nobody.
+                Some(due) => {
+                    tokio::time::sleep(due.since(clock::now()).min(limits::CLOCK_LOOK)).await;
+                }
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = wait => {
+                asked = due.filter(|due| *due <= clock::now());
                 if handle.tick().await.is_err() {
-                    return;
-                }
-                // What was due is done with the next change; without one, nothing was due yet by the driver's clock.
-                if changes.changed().await.is_err() {
                     return;
                 }
             }

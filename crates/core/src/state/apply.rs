@@ -62,7 +62,7 @@ impl State {
                 if self.jobs.contains_key(&accepted.job) {
                     return Err(illegal(event, "to a job that exists"));
                 }
-                let job = new_job(lsn, at, accepted);
+                let job = new_job(lsn, at, self.clock.max(at), accepted);
                 self.count((lsn, at), event, None, Some(&job));
                 self.put(job);
                 vec![]
@@ -192,6 +192,9 @@ impl State {
         job.changed = lsn;
         job.phase = next_phase(&job, event)?;
         let effects = change_job(&mut job, &found, at, event)?;
+        if becomes_ready(event) {
+            job.ready_at = self.clock.max(at);
+        }
         history::note(&mut job, &found, (lsn, at, self.starts), event);
         self.count((lsn, at), event, Some(&found), Some(&job));
         self.put(job);
@@ -227,7 +230,7 @@ impl State {
     }
 }
 
-fn new_job(lsn: Lsn, at: Timestamp, accepted: &Accepted) -> Job {
+fn new_job(lsn: Lsn, at: Timestamp, ready_at: Timestamp, accepted: &Accepted) -> Job {
     let phase = match (accepted.held, accepted.start_after) {
         (true, _) => Phase::Held,
         (false, Some(until)) => {
@@ -241,7 +244,7 @@ fn new_job(lsn: Lsn, at: Timestamp, accepted: &Accepted) -> Job {
         accepted: lsn,
         changed: lsn,
         created_at: at,
-        ready_at: at,
+        ready_at,
         slot_at: None,
         ended_at: None,
         task: accepted.task.clone(),
@@ -262,6 +265,11 @@ fn new_job(lsn: Lsn, at: Timestamp, accepted: &Accepted) -> Job {
         decisions_dropped: 0,
         idempotency: accepted.idempotency.clone(),
     }
+}
+
+/// Whether a job gets a new place in the queue, now or after its pause.
+fn becomes_ready(event: &Event) -> bool {
+    matches!(event, Event::JobReleased { .. } | Event::TurnDone { .. } | Event::JobRequeued { .. })
 }
 
 /// Everything but the phase and the history. `before` is the job as the event found it.
@@ -313,7 +321,6 @@ fn change_job(
         }
         Event::TurnDone { .. } => {
             job.turns_done += 1;
-            job.ready_at = at;
         }
         Event::JobRequeued { cause, until, afresh, .. } => {
             requeue(job, *cause, *until, at);
@@ -385,7 +392,6 @@ fn begin_afresh(job: &mut Job, id: crate::ids::SessionId) {
 
 /// Out of waiting; who is let go early has waited less than was planned.
 fn release(job: &mut Job, before: &Job, at: Timestamp) {
-    job.ready_at = at;
     if let Phase::Waiting { reason: WaitReason::UsageLimit | WaitReason::Overload, until } =
         &before.phase
     {
@@ -395,7 +401,6 @@ fn release(job: &mut Job, before: &Job, at: Timestamp) {
 }
 
 fn requeue(job: &mut Job, cause: RequeueCause, until: Option<Timestamp>, at: Timestamp) {
-    job.ready_at = at;
     job.ended_at = None;
     match cause {
         RequeueCause::Asked => {

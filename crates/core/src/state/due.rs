@@ -21,6 +21,7 @@ impl State {
     /// The next thing that is due, as events to apply; empty when nothing is. Call again after applying.
     pub fn due(&self, now: Timestamp, rules: Rules) -> Vec<Event> {
         self.timer_due(now)
+            .or_else(|| self.pause_astray(now))
             .or_else(|| self.repo_waiter_due())
             .or_else(|| self.operation_lost())
             .or_else(|| self.slot_free(rules))
@@ -38,6 +39,13 @@ impl State {
     fn timer_due(&self, now: Timestamp) -> Option<Vec<Event>> {
         let ((until, job), ()) = self.index.timers.iter().next()?;
         (*until <= now).then(|| release(job))
+    }
+
+    /// A pause whose end is further away than any pause lasts: the clock has been set back since it began, perhaps by a month, so
+    /// it is due. (A start time is a person's word and stays as it is.)
+    fn pause_astray(&self, now: Timestamp) -> Option<Vec<Event>> {
+        let ((until, job), ()) = self.index.pauses.iter().next_back()?;
+        (until.since(now) > limits::INTERRUPT_BACKOFF_MAX).then(|| release(job))
     }
 
     fn repo_waiter_due(&self) -> Option<Vec<Event>> {

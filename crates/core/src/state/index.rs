@@ -137,6 +137,9 @@ impl State {
                 if let Some(until) = until {
                     self.index.timers.insert_mut((*until, id()), ());
                 }
+                if let (WaitReason::BackOff, Some(until)) = (reason, until) {
+                    self.index.pauses.insert_mut((*until, id()), ());
+                }
                 if let WaitReason::Repo { name } = reason {
                     self.index.repo_waiters.insert_mut((name.clone(), job.accepted), id());
                 }
@@ -165,6 +168,9 @@ impl State {
             Phase::Waiting { reason, until } => {
                 if let Some(until) = until {
                     self.index.timers.remove_mut(&(*until, job.id.clone()));
+                }
+                if let (WaitReason::BackOff, Some(until)) = (reason, until) {
+                    self.index.pauses.remove_mut(&(*until, job.id.clone()));
                 }
                 if let WaitReason::Repo { name } = reason {
                     self.index.repo_waiters.remove_mut(&(name.clone(), job.accepted));

@@ -238,7 +238,7 @@ impl Driver {
     }
 
     fn take(&mut self, input: Input, gathered: &mut Gathered) {
-        let now = (self.clock)().max(self.state.clock());
+        let now = (self.clock)();
         let events = match input {
             Input::Tick => Vec::new(),
             Input::Report { report, seen } => {

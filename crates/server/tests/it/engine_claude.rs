@@ -22,8 +22,10 @@ const VERSION: &str = "2.1.330";
 
 /// The real CLI: its native program, not the wrapper, which forwards no signal.
 pub(crate) fn claude_program() -> PathBuf {
-    let agents = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/agents");
-    let installed = PathBuf::from(agents).join("node_modules").join(PACKAGE).join("claude");
+    const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/agents");
+    let agents = std::env::var_os("OUTLIVE_TEST_AGENTS").filter(|dir| !dir.is_empty());
+    let agents = agents.map_or(PathBuf::from(DEFAULT), PathBuf::from);
+    let installed = agents.join("node_modules").join(PACKAGE).join("claude");
     let program = std::env::var_os("OUTLIVE_TEST_CLAUDE").map_or(installed, PathBuf::from);
     assert!(
         program.is_file(),

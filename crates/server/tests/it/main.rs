@@ -3,6 +3,7 @@
 mod blocks;
 mod case;
 mod claude;
+mod clocks;
 mod crashes;
 mod engine_claude;
 mod fake_model;
@@ -16,6 +17,7 @@ mod namespaces;
 mod reboot;
 mod removals;
 mod rig;
+mod shutdown;
 mod silence;
 #[path = "../common/source.rs"]
 mod source;

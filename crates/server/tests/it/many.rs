@@ -1,7 +1,10 @@
 //! Many clients, many jobs, and a server that is killed among them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -134,4 +137,62 @@ fn a_thousand_jobs_of_many_clients_each_end_once_over_five_deaths_of_the_server(
         submitted.as_secs_f64(),
         begun.elapsed().as_secs_f64()
     ));
+}
+
+/// Agents alive at a start.
+const AGENTS: usize = 200;
+
+// Proves I5, I6 and I7: all are adopted, none is started again, and each ends as itself.
+#[test]
+fn a_start_adopts_two_hundred_agents_each_once_and_exactly() {
+    let mut rig = Rig::new();
+    rig.set("OUTLIVE_RUNNING_MAX", AGENTS.to_string());
+    rig.start();
+    rig.repo();
+    let (starts, here, gate) = (rig.path("starts"), rig.make_gate("here"), rig.make_gate("gate"));
+    // Open for both: nobody waits for the other end.
+    let both = |path| OpenOptions::new().read(true).write(true).open(path).expect("a pipe");
+    let (mut gate, here) = (both(&gate), both(&here));
+    let (sender, said) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(here).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let submit = |n: usize| {
+        // Every tenth writes all the time.
+        let idle = if n.is_multiple_of(10) {
+            format!("while [ ! -e {} ]; do echo tick; sleep 0.1; done", rig.path("go").display())
+        } else {
+            format!("read x < {}", rig.path("gate").display())
+        };
+        let (starts, here) = (starts.display(), rig.path("here").display().to_string());
+        let script = format!("echo {n} >> {starts}; echo {n}; echo {n} > {here}; {idle}; exit {n}");
+        rig.submit(&crate::rig::script_job(&script))
+    };
+    let ids: Vec<String> = (0..AGENTS).map(submit).collect();
+    for _ in 0..AGENTS {
+        said.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("silent: {}", rig.complaints()));
+    }
+    let pids = |rig: &Rig| ids.iter().map(|id| rig.pids(id, 1)).collect::<Vec<_>>();
+    let before = pids(&rig);
+    rig.kill();
+    let client = rig.start();
+    let log = client.get("/api/admin/startup-log").expect("there").json().expect("JSON");
+    let summary = log["current"]["summary"].as_str().expect("a sentence");
+    assert!(summary.contains(&format!("{AGENTS} agents re-adopted")), "{log:#}");
+    assert!(all_jobs(&client).values().all(|job| job["phase"] == "running"));
+    assert_eq!(pids(&rig), before, "every agent and every supervisor is the one it was");
+    std::fs::write(rig.path("go"), "").expect("a file");
+    gate.write_all(&[b'\n'; AGENTS]).expect("a pipe holds that much");
+    for (n, id) in ids.iter().enumerate() {
+        let outcome = rig.wait_ended(id)["outcome"].clone();
+        let got = (&outcome["exit_code"], &outcome["exit_status"]);
+        assert_eq!(got, (&json!(n), &json!("exact")), "{id}: {outcome:#}");
+        let output = String::from_utf8(rig.output(id)).expect("text");
+        let ticks = output.strip_prefix(&format!("{n}\n")).expect("its own words");
+        assert_eq!(ticks, "tick\n".repeat(ticks.len() / 5));
+        assert_eq!(ticks.is_empty(), !n.is_multiple_of(10));
+    }
+    assert_eq!(rig.count_lines("starts"), AGENTS, "none was started twice");
+    assert_eq!(rig.marked(), Vec::<u32>::new());
+    tell(&format!("many: {AGENTS} agents: {summary}"));
 }

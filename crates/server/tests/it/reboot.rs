@@ -1,11 +1,13 @@
 //! What a new boot makes of a running job, and what nobody can prove.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::case::kill_all;
+use crate::claude::rig_with_claude;
+use crate::fake_model::FakeModel;
 use crate::rig::{Rig, code, script_job, signal, wait_gone};
 
 /// A server that sees another boot id, if mounts may be made here.
@@ -20,7 +22,10 @@ const WITH_BOOT_ID: &str = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id 
 impl Boots {
     /// Without root, in a user namespace of our own: same uid outside.
     fn new() -> Self {
-        let mut rig = Rig::new();
+        Self::within(Rig::new())
+    }
+
+    fn within(mut rig: Rig) -> Self {
         let id = rig.path("boot_id");
         let path = id.display().to_string();
         if rustix::process::geteuid().is_root() {
@@ -125,6 +130,66 @@ fn a_job_that_a_reboot_cut_off_goes_on_in_its_session_if_its_engine_can() {
     assert_eq!(job["attempts"][0]["session"], job["attempts"][1]["session"]);
     let output = rig.output(&id);
     assert!(String::from_utf8_lossy(&output).contains("resumed session"), "same file");
+}
+
+/// Every file below a directory.
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        match entry.file_type().expect("a type") {
+            kind if kind.is_dir() => files_below(&entry.path(), found),
+            _ => found.push(entry.path()),
+        }
+    }
+}
+
+#[test]
+fn twenty_conversations_of_claude_go_on_after_a_reboot_in_their_workspaces_and_transcripts() {
+    const SESSIONS: usize = 20;
+    let model = FakeModel::start();
+    let mut rig = rig_with_claude(&model);
+    rig.set("OUTLIVE_RUNNING_MAX", SESSIONS.to_string());
+    let mut boots = Boots::within(rig);
+    boots.rig.repo();
+    let submit = |n| {
+        let prompt = format!("[[tool=echo {n} > made.txt]] [[gate=g{n}]] words {n}.");
+        boots.rig.submit(&json!({ "repo": "r", "engine": "claude", "prompt": prompt }))
+    };
+    let ids: Vec<String> = (0..SESSIONS).map(submit).collect();
+    (0..SESSIONS).for_each(|n| model.wait_until_held(&format!("g{n}")));
+    let before: Vec<Value> = ids.iter().map(|id| boots.rig.job(id)).collect();
+    boots.rig.kill();
+    kill_everything(&boots.rig);
+    // An answer to the same words again would not have to wait.
+    (0..SESSIONS).for_each(|n| model.open_gate(&format!("g{n}")));
+    boots.boot(2);
+    let rig = &boots.rig;
+    for (n, id) in ids.iter().enumerate() {
+        let job = rig.wait_ended(id);
+        assert_eq!(job["outcome"]["kind"], "completed", "{job:#}\n{}", rig.why(id));
+        assert_eq!(job["attempts"].as_array().map(Vec::len), Some(2), "{job:#}");
+        assert_eq!(job["attempts"][1]["resume"], true, "{job:#}");
+        for same in ["session", "workspace"] {
+            assert_eq!(job[same], before[n][same], "{job:#}");
+        }
+        let root = rig.data().join("jobs").join(id);
+        let made = fs::read_to_string(root.join("workspace/made.txt")).expect("it stayed");
+        assert_eq!(made, format!("{n}\n"));
+        let path = format!("/api/jobs/{id}/output?format=text");
+        let said = String::from_utf8(rig.client().get(&path).expect("there").body).expect("text");
+        assert!(said.contains(&format!("first=words {n}.")), "another conversation: {said}");
+        let session = job["session"].as_str().expect("an id");
+        let mut files = Vec::new();
+        files_below(&root, &mut files);
+        files_below(&rig.path("home"), &mut files);
+        let name = format!("{session}.jsonl");
+        files.retain(|path| path.file_name().is_some_and(|found| *found == *name));
+        let [transcript] = &*files else { panic!("not one transcript: {files:?}") };
+        let told = fs::read_to_string(transcript).expect("text");
+        assert!(
+            told.contains(&format!("words {n}.")) && told.contains("DONE user_turns="),
+            "{told}"
+        );
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::{Record, Rig, State, entries, replayed, restored};
 use crate::event::{Event, Transaction};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
 use crate::job::{Job, OutcomeKind, Phase, WaitReason};
+use crate::limits;
 use crate::record::{EntityKey, EntityKind};
 use crate::stats::Key;
 use crate::time::Timestamp;
@@ -21,6 +22,16 @@ pub(super) fn check(rig: &Rig) {
     }
     for job in state.jobs() {
         every_attempt_is_accounted(job);
+        no_pause_is_longer_than_any(state, job, rig.now);
+    }
+}
+
+/// Whatever the clock did since it began.
+fn no_pause_is_longer_than_any(state: &State, job: &Job, now: Timestamp) {
+    if let Phase::Waiting { reason: WaitReason::BackOff, until: Some(until) } = &job.phase
+        && available(state, job)
+    {
+        assert!(until.since(now) <= limits::INTERRUPT_BACKOFF_MAX, "{until} is far from {now}");
     }
 }
 
@@ -161,6 +172,7 @@ pub(super) fn the_first_in_line_goes(state: &State, due: &[Event]) {
 fn indexes_say_what_the_jobs_say(state: &State) {
     let mut queue: Vec<((i128, Lsn), JobId)> = Vec::new();
     let mut timers: BTreeSet<(Timestamp, JobId)> = BTreeSet::new();
+    let mut pauses: BTreeSet<(Timestamp, JobId)> = BTreeSet::new();
     let mut waiters: BTreeSet<(RepoName, Lsn)> = BTreeSet::new();
     let mut busy: BTreeSet<JobId> = BTreeSet::new();
     let mut keys: BTreeSet<(String, String)> = BTreeSet::new();
@@ -179,6 +191,9 @@ fn indexes_say_what_the_jobs_say(state: &State) {
             Phase::Queued => queue.push((place(job), job.id.clone())),
             Phase::Waiting { reason, until } => {
                 timers.extend(until.map(|until| (until, job.id.clone())));
+                if *reason == WaitReason::BackOff {
+                    pauses.extend(until.map(|until| (until, job.id.clone())));
+                }
                 if let WaitReason::Repo { name } = reason {
                     waiters.insert((name.clone(), job.accepted));
                 }
@@ -197,6 +212,7 @@ fn indexes_say_what_the_jobs_say(state: &State) {
     let index = &state.index;
     assert!(index.queue.iter().map(|(key, id)| (*key, id.clone())).eq(queue), "queue");
     assert!(index.timers.keys().eq(timers.iter()), "timers");
+    assert!(index.pauses.keys().eq(pauses.iter()), "pauses");
     assert!(index.repo_waiters.keys().eq(waiters.iter()), "repo waiters");
     assert!(index.repo_users.keys().eq(users.iter()), "repo users");
     assert!(index.busy.keys().eq(busy.iter()), "busy");

@@ -11,6 +11,7 @@ use crate::limits;
 use crate::request::Request;
 use crate::spec::StopCause;
 use crate::task::{OnInterrupt, OnUnknown};
+use crate::time::Timestamp;
 
 fn back_off(rig: &Rig, id: &JobId) -> Duration {
     match &rig.job(id).phase {
@@ -39,6 +40,34 @@ fn an_interrupted_job_resumes_after_growing_pauses_until_its_tries_are_used_up()
         let (kind, reason) = rig.outcome(&id);
         assert_eq!(kind, OutcomeKind::Interrupted);
         assert!(reason.ends_with("its 3 tries are used up"), "{reason}");
+        model::check_history(&rig);
+    }
+}
+
+#[test]
+fn a_pause_ends_though_the_clock_was_set_forth_for_its_beginning_and_back_in_it() {
+    const JUMPS: [Duration; 2] = [Duration::from_hours(1), Duration::from_hours(30 * 24)];
+    for jump in JUMPS {
+        let mut rig = Rig::with_repo(1);
+        let at = rig.now.after(Duration::from_mins(1));
+        let later = rig.submit_with(|s| s.start_after = Some(at));
+        let id = rig.running();
+        let before = rig.now;
+        rig.pass(jump);
+        assert_eq!(rig.phase(&later), "queued", "its start time has come, by the clock");
+        assert_eq!(rig.phase(&id), "running", "no clock ends what runs");
+        rig.see_job(&id, &Look::Rebooted);
+        assert_eq!(back_off(&rig, &id), Duration::from_secs(1));
+        // A clock that is put right by a little makes it no shorter.
+        rig.now = Timestamp(rig.now.0 - 60_000);
+        rig.pass(Duration::ZERO);
+        assert_eq!(rig.phase(&id), "waiting");
+        let away = rig.now.after(Duration::from_mins(1));
+        let asked = rig.submit_with(|s| s.start_after = Some(away));
+        rig.now = before;
+        rig.pass(Duration::ZERO);
+        assert_ne!(rig.phase(&id), "waiting", "its pause would last for {jump:?}");
+        assert_eq!(rig.phase(&asked), "waiting", "a start time is what a person said");
         model::check_history(&rig);
     }
 }

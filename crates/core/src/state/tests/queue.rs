@@ -58,6 +58,20 @@ fn jobs_of_one_priority_go_in_the_order_of_their_acceptance() {
 }
 
 #[test]
+fn the_order_is_kept_though_the_clock_is_set_back_by_a_month() {
+    let mut rig = Rig::with_repo(0);
+    rig.pass(Duration::from_hours(30 * 24));
+    let [first, second] = [rig.submit(), rig.submit()];
+    rig.granted(Request::Hold(second.clone()));
+    rig.now = crate::time::Timestamp(rig.now.0 - 30 * 24 * 3_600_000);
+    let third = rig.submit();
+    rig.granted(Request::Start(second.clone()));
+    assert!(rig.job(&third).created_at < rig.job(&first).created_at, "times are told as they were");
+    // Ready at one time, as the queue counts it: the order of acceptance decides.
+    assert_eq!(order_of_launches(&mut rig), [first, second, third]);
+}
+
+#[test]
 fn the_more_urgent_goes_first_and_nothing_starves() {
     let mut rig = Rig::with_repo(0);
     let low = rig.submit_with(|s| s.task.priority = 0);

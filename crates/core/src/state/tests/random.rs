@@ -12,6 +12,7 @@ use crate::ids::JobId;
 use crate::job::{OutcomeKind, Phase, Work};
 use crate::request::{Edit, Request};
 use crate::task::{OnInterrupt, OnLimit, OnUnknown};
+use crate::time::Timestamp;
 
 const REPOS: [&str; 3] = ["r", "s", "t"];
 const ENGINES: [&str; 3] = ["demo", "claude", "command"];
@@ -37,6 +38,8 @@ enum Step {
     /// The nth work under way ends well.
     Done(usize),
     Pass(u32),
+    /// The clock is set back.
+    SetBack(u32),
     AddRepo(usize),
     RemoveRepo(usize),
     Slots(u32),
@@ -66,6 +69,7 @@ fn steps() -> impl Strategy<Value = Step> {
         6 => any::<usize>().prop_map(Step::Done),
         2 => (0..200_000_u32).prop_map(Step::Pass),
         1 => Just(Step::Pass(90_000_000)),
+        1 => (0..200_000_000_u32).prop_map(Step::SetBack),
         2 => (0..REPOS.len()).prop_map(Step::AddRepo),
         1 => (0..REPOS.len()).prop_map(Step::RemoveRepo),
         1 => (0..4_u32).prop_map(Step::Slots),
@@ -163,6 +167,10 @@ fn step(rig: &mut Rig, step: &Step) {
             }
         }
         Step::Pass(ms) => rig.pass(Duration::from_millis((*ms).into())),
+        Step::SetBack(ms) => {
+            rig.now = Timestamp(rig.now.0.saturating_sub((*ms).into()));
+            rig.pass(Duration::ZERO);
+        }
         Step::AddRepo(n) => drop(rig.ask(add_repo(REPOS[*n]))),
         Step::RemoveRepo(n) => drop(rig.ask(Request::RemoveRepo(repo(REPOS[*n])))),
         Step::Slots(max) => rig.rules.running_max = *max,
@@ -177,6 +185,8 @@ fn step(rig: &mut Rig, step: &Step) {
 /// Everything that is under way ends, until nothing is.
 fn to_the_end(rig: &mut Rig) {
     rig.rules.running_max = 2;
+    // However far the clock was set back, every start time comes.
+    rig.pass(Duration::from_hours(365 * 24));
     for _ in 0..2_000 {
         rig.pass(Duration::from_mins(10));
         let works = under_way(rig);

@@ -178,10 +178,12 @@ struct Over;
 impl Copy {
     async fn run(&mut self) {
         let stopping = self.app.stopping.clone();
+        // A follower's answer would never be over; what has an end is given whole.
+        let follows = self.end.is_none();
         // A failed read ends the answer as a broken one, so that no client takes it for whole.
         let outcome = tokio::select! {
             outcome = self.copy() => outcome,
-            () = stopping.cancelled() => Err(std::io::Error::other("the server is stopping")),
+            () = stopping.cancelled(), if follows => Err(std::io::Error::other("the server is stopping")),
         };
         if let Err(error) = outcome {
             drop(self.sender.send(Err(error)).await);
