@@ -27,5 +27,6 @@ mod statistics;
 mod stops;
 mod story;
 mod syscalls;
+mod systemd;
 mod unprivileged;
 mod why;

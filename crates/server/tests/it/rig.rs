@@ -470,7 +470,7 @@ pub(crate) fn script_job(script: &str) -> Value {
     json!({ "repo": "r", "engine": "command", "engine_options": { "argv": ["sh", "-c", script] } })
 }
 
-fn lines_of(stdout: std::process::ChildStdout) -> Receiver<String> {
+pub(crate) fn lines_of(stdout: std::process::ChildStdout) -> Receiver<String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
