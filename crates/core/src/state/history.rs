@@ -30,7 +30,7 @@ pub(super) fn note(
     let Some(Line { what, because, rule }) = line(before, at, event) else { return };
     let (what, because) = (cut(what), cut(because));
     if let Some(last) = job.decisions.last_mut()
-        && (&last.what, &last.because, &last.rule) == (&what, &because, &rule)
+        && (&last.what, &last.because, &last.rule, last.start) == (&what, &because, &rule, start)
     {
         last.times = last.times.saturating_add(1);
         return;
