@@ -178,7 +178,14 @@ impl App {
         }
     }
 
-    /// Refuses new work while the disk is nearly full, before anything is accepted.
+    /// Why nothing that is queued begins now, if that is so.
+    fn hindrance(&self) -> Option<String> {
+        (self.disk_full)().map(|missing| format!("room: {missing}"))
+    }
+
+    /// Refuses what adds to what is kept (new work, another prompt) while the disk is nearly full, before anything is accepted. What
+    /// only steers (start, hold, cancel, settle, remove, an edit without a prompt) needs a few hundred bytes in a segment that is
+    /// there, and is how people get out of that state: it is never refused for it.
     fn need_room(&self) -> Result<(), Problem> {
         let refuse = |missing| {
             Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", missing)

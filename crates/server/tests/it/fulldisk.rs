@@ -163,6 +163,23 @@ fn refuses(rig: &Rig) {
     assert_eq!(ready["degraded"][0]["resource"], "disk", "{ready}");
 }
 
+/// What adds nothing to what is kept may be asked of a held job that was accepted before; in the queue it says what it waits for.
+fn may_be_steered(rig: &Rig, id: &str) {
+    let path = format!("/api/jobs/{id}");
+    assert_eq!(code(rig.client().patch(&path, &json!({ "prompt": "more" }))), "disk_full");
+    let edited = rig.client().patch(&path, &json!({ "priority": 60 })).expect("edited");
+    assert_eq!(edited.json().expect("JSON")["priority"], 60);
+    for (verb, phase) in [("start", "queued"), ("hold", "held"), ("start", "queued")] {
+        let asked = rig.client().post(&format!("{path}/{verb}"), &json!({})).expect("taken");
+        assert_eq!(asked.json().expect("JSON")["phase"], phase);
+    }
+    let list = rig.client().get("/api/jobs?phase=queued").expect("there").json().expect("JSON");
+    for shown in [&rig.job(id), &list["jobs"][0]] {
+        let reason = shown["waiting"]["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("bytes free, and new work needs"), "{shown:#}");
+    }
+}
+
 // Proves I5 and the contract of a full disk.
 fn lives_through_a_full_disk(kind: Kind) {
     let Some(mount) = Mount::new(kind) else { return };
@@ -182,8 +199,7 @@ fn lives_through_a_full_disk(kind: Kind) {
     let gate = rig.path("write");
     let opening = std::thread::spawn(move || fs::write(gate, "go\n"));
     refuses(&rig);
-    // It was accepted before: it may be let into the queue, and begins nothing there.
-    rig.client().post(&format!("/api/jobs/{}/start", story.waiting), &json!({})).expect("started");
+    may_be_steered(&rig, &story.waiting);
     // Its end is recorded where no new space is needed.
     rig.open_gate("end");
     let ended = rig.wait_ended(&story.ending);
@@ -215,7 +231,11 @@ fn goes_on(rig: &Rig, story: &Story) {
     let mut expected = "begun\n".to_string();
     (1..=LINES).for_each(|n| writeln!(expected, "{n}").expect("into memory"));
     assert!(rig.output(&story.writing) == expected.into_bytes(), "other bytes");
-    assert_eq!(rig.wait_ended(&story.waiting)["outcome"]["kind"], "completed");
+    let waited = rig.wait_ended(&story.waiting);
+    assert_eq!(
+        (&waited["outcome"]["kind"], &waited["waiting"]),
+        (&json!("completed"), &json!(null))
+    );
     let new = rig.submit_script("echo new");
     assert_eq!(rig.wait_ended(&new)["outcome"]["kind"], "completed");
     assert_eq!(rig.output(&new), b"new\n");

@@ -43,6 +43,17 @@ fn show(rig: &Rig, id: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The metrics count the one job in this class and in no other.
+fn counted_as(rig: &Rig, class: &str) {
+    let metrics = rig.client().get("/metrics").expect("there").body;
+    let metrics = String::from_utf8(metrics).expect("text");
+    for each in ["fresh", "stale", "dead", "damaged"] {
+        let count = u8::from(each == class);
+        let line = format!("outlive_jobs_heartbeat{{class=\"{each}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+}
+
 #[test]
 fn a_heartbeat_is_shown_in_its_class_and_decides_nothing() {
     let (rig, id) = held_still();
@@ -54,18 +65,22 @@ fn a_heartbeat_is_shown_in_its_class_and_decides_nothing() {
         assert_eq!(job["heartbeat"]["class"], class, "{age} s: {job:#}");
         assert!(job["heartbeat"]["age_s"].as_i64().expect("a number") >= age, "{job:#}");
         assert!(show(&rig, &id).contains(&format!("heartbeat {class}")), "{}", show(&rig, &id));
+        counted_as(&rig, class);
     }
     age_heartbeat(&rig, &id, -3600);
     let job = rig.job(&id);
     assert_eq!(job["heartbeat"]["class"], "stale", "{job:#}");
     assert!(show(&rig, &id).contains("from the future"), "{}", show(&rig, &id));
     assert_eq!((&job["phase"], &job["evidence"]["agent"]), (&json!("running"), &json!("alive")));
+    fs::write(sentinel(&rig, &id), "{").expect("written");
+    counted_as(&rig, "damaged");
     let (_, keeper) = rig.pids(&id, 1);
     signal(keeper, "-CONT");
     rig.open_gate("gate");
     let job = rig.wait_ended(&id);
     assert_eq!(job["outcome"]["kind"], "completed", "{job:#}");
     assert_eq!(job["attempts"][0]["caretakers"], 0, "{job:#}");
+    counted_as(&rig, "none");
 }
 
 #[test]

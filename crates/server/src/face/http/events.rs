@@ -89,9 +89,10 @@ pub(super) async fn all(State(app): State<App>, headers: HeaderMap) -> Events {
             loop {
                 let state = changes.borrow_and_update().clone();
                 let changed = state.jobs().filter(|job| job.changed > seen);
+                let hindrance = app.hindrance();
                 let jobs: Vec<Value> = changed
                     .take(JOBS_AT_ONCE_MAX)
-                    .map(|job| shown::summary(job, &state, app.running_max))
+                    .map(|job| shown::summary(job, &state, hindrance.as_deref(), app.running_max))
                     .collect();
                 if state.lsn() > seen {
                     seen = state.lsn();

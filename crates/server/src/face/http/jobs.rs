@@ -118,8 +118,10 @@ pub(super) async fn list(
     let mut found = state.newest_first(filter.cursor.map(Lsn)).filter(|job| filter.takes(job));
     let page: Vec<&Arc<Job>> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|job| job.accepted);
-    let jobs: Vec<Value> =
-        page.iter().map(|job| shown::summary(job, &state, app.running_max)).collect();
+    let hindrance = app.hindrance();
+    let shown =
+        |job: &&Arc<Job>| shown::summary(job, &state, hindrance.as_deref(), app.running_max);
+    let jobs: Vec<Value> = page.iter().map(shown).collect();
     Ok(Json(json!({
         "jobs": jobs, "next_cursor": next,
         "queued": state.queued(), "busy": state.busy(),
@@ -249,6 +251,9 @@ pub(super) async fn edit(
     let unknown = || Problem::broken("the job's engine is not known to this version");
     let engine = outlive_core::engine::find(&job.task.engine).ok_or_else(unknown)?;
     let prompt = asked.prompt.map(|p| submission::parse_prompt(Some(p), engine)).transpose()?;
+    if prompt.is_some() {
+        app.need_room()?;
+    }
     let edit = Edit { priority, timeout_ms, title, prompt };
     ask_and_show(&app, job.id.clone(), Request::Edit { job: job.id.clone(), edit }).await
 }

@@ -8,9 +8,13 @@ use std::fmt::{Display, Write as _};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use outlive_core::heartbeat::Class;
+use outlive_core::job::Work;
+use outlive_core::spec::Reading;
 use outlive_core::stats::{Key, Row};
 
 use super::App;
+use super::show::{DAMAGED, heartbeat_of};
 use crate::truth::degraded::Kind;
 
 /// The phases of a job, and of one whose records are damaged.
@@ -21,6 +25,7 @@ pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
     let mut text = Text::default();
     startup(&mut text, &app);
     jobs(&mut text, &app);
+    heartbeats(&mut text, &app);
     let state = app.handle.view();
     text.about("outlive_running_max", "gauge", "Agents that may be alive at once.");
     text.line("outlive_running_max", "", app.running_max);
@@ -76,6 +81,27 @@ fn jobs(text: &mut Text, app: &App) {
     ];
     for (outcome, count) in outcomes {
         text.line("outlive_jobs_ended_total", &format!("{{outcome=\"{outcome}\"}}"), count);
+    }
+}
+
+/// A small file is read for each agent that may be alive: there are never more of them than slots.
+fn heartbeats(text: &mut Text, app: &App) {
+    let classes = Class::all().map(Class::name).chain([DAMAGED]);
+    let mut counts: BTreeMap<&str, usize> = classes.map(|class| (class, 0)).collect();
+    let state = app.handle.view();
+    let works = state.jobs().filter_map(|job| job.phase.work(&job.id));
+    for work in works.filter(|work| matches!(work, Work::Attempt { .. })) {
+        let class = match heartbeat_of(&app.paths.keep(&work), app.patience) {
+            Reading::Valid(heartbeat) => heartbeat.class.name(),
+            Reading::Damaged(_) => DAMAGED,
+            // Its supervisor is on its way to its first one.
+            Reading::Absent => continue,
+        };
+        *counts.entry(class).or_insert(0) += 1;
+    }
+    text.about("outlive_jobs_heartbeat", "gauge", "Jobs with an agent, by their heartbeat.");
+    for (class, count) in counts {
+        text.line("outlive_jobs_heartbeat", &format!("{{class=\"{class}\"}}"), count);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Jobs and repos as the API shows them: shapes of their own, so that the inside can change.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use outlive_core::engine::Usage;
@@ -20,17 +21,28 @@ use crate::clock::{self, rfc3339};
 use crate::data_dir::Paths;
 use crate::face::http::Patience;
 
+/// The class of a heartbeat that cannot be read.
+pub(super) const DAMAGED: &str = "damaged";
+
 /// A job in a list: without its prompts.
-pub(super) fn summary(job: &Job, state: &State, running_max: u32) -> Value {
+pub(super) fn summary(
+    job: &Job,
+    state: &State,
+    hindrance: Option<&str>,
+    running_max: u32,
+) -> Value {
     let outcome = match &job.phase {
         Phase::Ended { outcome } => Some(outcome_kind(outcome)),
         _ => None,
     };
+    // While nothing begins, nobody knows when something will.
+    let estimate = state.estimated_start(job, clock::now(), running_max);
+    let estimate = estimate.filter(|_| hindrance.is_none());
     json!({
         "id": job.id, "owner": job.owner, "title": job.task.title, "group": job.task.group,
         "phase": job.phase.name(), "outcome": outcome,
-        "waiting": waiting(&job.phase), "queue_position": state.queue_position(job),
-        "estimated_start": state.estimated_start(job, clock::now(), running_max).map(rfc3339),
+        "waiting": waiting(&job.phase, hindrance), "queue_position": state.queue_position(job),
+        "estimated_start": estimate.map(rfc3339),
         "priority": job.task.priority, "repos": job.task.repos, "engine": job.task.engine,
         "attempts": job.attempts.len(), "turn": shown_turn(job),
         "created_at": rfc3339(job.created_at), "started_at": started_at(job),
@@ -42,7 +54,8 @@ pub(super) fn summary(job: &Job, state: &State, running_max: u32) -> Value {
 /// A job, whole.
 pub(super) fn job(job: &Arc<Job>, state: &State, app: &App) -> Value {
     let paths = &app.paths;
-    let mut shown = summary(job, state, app.running_max);
+    let hindrance = app.hindrance();
+    let mut shown = summary(job, state, hindrance.as_deref(), app.running_max);
     let session = job.session();
     let live = live_attempt(job, paths, app.patience);
     let started_at = started_at(job).or_else(|| live.started_at.map(rfc3339));
@@ -139,9 +152,15 @@ fn outcome(outcome: &Outcome) -> Value {
     })
 }
 
-fn waiting(phase: &Phase) -> Value {
-    let Phase::Waiting { reason, until } = phase else { return Value::Null };
-    json!({ "reason": reason_in_words(reason), "until": until.map(rfc3339) })
+/// What a job waits for besides its turn. `hindrance`: why nothing that is queued begins.
+fn waiting(phase: &Phase, hindrance: Option<&str>) -> Value {
+    match (phase, hindrance) {
+        (Phase::Waiting { reason, until }, _) => {
+            json!({ "reason": reason_in_words(reason), "until": until.map(rfc3339) })
+        }
+        (Phase::Queued, Some(reason)) => json!({ "reason": reason, "until": null }),
+        _ => Value::Null,
+    }
 }
 
 fn attempt(job: &Job, attempt: &Attempt, live: &Live) -> Value {
@@ -185,12 +204,10 @@ fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
     let Ok(here) = outlive_supervisor::Here::observe() else { return Live::default() };
     let dir = paths.keep(&work);
     let evidence = outlive_supervisor::probe(&dir, &here);
-    let heartbeat = match outlive_supervisor::read_sentinel(&dir) {
-        Reading::Valid(sentinel) => {
-            heartbeat(patience.heartbeat_ages.look(sentinel.at, clock::now()))
-        }
+    let heartbeat = match heartbeat_of(&dir, patience) {
+        Reading::Valid(seen) => heartbeat(seen),
         Reading::Absent => Value::Null,
-        Reading::Damaged(why) => json!({ "class": "damaged", "problem": why }),
+        Reading::Damaged(why) => json!({ "class": DAMAGED, "problem": why }),
     };
     let started = evidence.started.valid();
     let started_at = started.filter(|_| work_is_attempt(&work)).map(|started| started.at);
@@ -236,6 +253,17 @@ fn work_is_attempt(work: &Work) -> bool {
     }
 }
 
+/// The last heartbeat of who keeps a piece of work, looked at now.
+pub(super) fn heartbeat_of(keep: &Path, patience: Patience) -> Reading<Heartbeat> {
+    match outlive_supervisor::read_sentinel(keep) {
+        Reading::Valid(sentinel) => {
+            Reading::Valid(patience.heartbeat_ages.look(sentinel.at, clock::now()))
+        }
+        Reading::Absent => Reading::Absent,
+        Reading::Damaged(why) => Reading::Damaged(why),
+    }
+}
+
 fn heartbeat(seen: Heartbeat) -> Value {
     let warning = seen.from_the_future.then_some("it is from the future: a clock was set");
     json!({ "class": seen.class, "age_s": seen.age.as_secs(), "warning": warning })
@@ -276,7 +304,7 @@ fn truncated(job: &Job, paths: &Paths) -> bool {
         let session = job.sessions.get(attempt.session as usize);
         session.zip(attempt.end.as_ref()).is_some_and(|(session, end)| {
             let files = paths.output(&job.id, &session.id);
-            let len = |path: &std::path::Path| path.metadata().map_or(0, |data| data.len());
+            let len = |path: &Path| path.metadata().map_or(0, |data| data.len());
             len(&files[0]) < end.output_to[0] || len(&files[1]) < end.output_to[1]
         })
     })
