@@ -32,7 +32,7 @@ use crate::truth::degraded::Degraded;
 use crate::truth::driver::{self, Driver, Handle, Wiring};
 use crate::truth::room::Room;
 use crate::truth::store::Checkpoints;
-use crate::truth::wal::{self, Durable, Opened, Wal, WalError};
+use crate::truth::wal::{self, Durable, Opened, Wal};
 use crate::world::fleet::Fleet;
 use crate::world::launch::Surroundings;
 use crate::world::sight::Eyes;
@@ -207,12 +207,9 @@ impl Server {
     async fn storage(&self) -> Result<Report, Failure> {
         let (paths, instance) = (self.data.paths.clone(), self.data.instance.clone());
         let opening = self.tracker.spawn_blocking(move || recover::storage(&paths, &instance));
-        let opened = opening.await.map_err(anyhow::Error::from)?.map_err(|error| match error {
-            // That will be so the next time.
-            WalError::OtherInstance { .. } | WalError::Newer { .. } => {
-                Failure::for_good(error.into())
-            }
-            error => anyhow::Error::from(error).into(),
+        let opened = opening.await.map_err(anyhow::Error::from)?.map_err(|error| {
+            let is_final = !error.may_be_tried_again();
+            Failure { is_final, ..Failure::from(anyhow::Error::from(error)) }
         })?;
         let report = recover::told_of_storage(&opened);
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);

@@ -66,7 +66,7 @@ impl Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A stage failed to the last.
-    #[error("stage {stage} of the startup failed {tries} times: {cause}")]
+    #[error("stage {stage} of the startup failed{}: {cause}", times(*tries))]
     Failed {
         /// Which.
         stage: &'static str,
@@ -88,6 +88,10 @@ pub enum StartError {
         /// Where that is written.
         marker: String,
     },
+}
+
+fn times(tries: u32) -> String {
+    if tries == 1 { String::new() } else { format!(" {tries} times") }
 }
 
 /// Carries out a plan: every stage as soon as it may begin, and `ready` when no critical one is left. Gives back the stages that the start went on without and that are worth

@@ -118,6 +118,12 @@ pub enum WalError {
 }
 
 impl WalError {
+    /// Whether opening may be tried again: something could not be read, and nothing was changed. After a write or sync that failed,
+    /// another try would prove nothing (I8).
+    pub fn may_be_tried_again(&self) -> bool {
+        matches!(self, Self::Io { what: "list" | "open" | "measure" | "read", .. })
+    }
+
     /// With all its causes, in one line.
     fn in_full(&self) -> String {
         let mut text = self.to_string();

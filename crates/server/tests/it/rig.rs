@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -27,12 +29,20 @@ pub(crate) struct Rig {
     env: BTreeMap<String, String>,
     wrapper: Vec<String>,
     program: PathBuf,
+    address: Ipv4Addr,
 }
 
 struct Server {
     child: Child,
     lines: Receiver<String>,
     client: Client,
+}
+
+/// A loopback address of its own for each: a client of a server that was killed must not meet another test's server at its port.
+fn next_address() -> Ipv4Addr {
+    static TAKEN: AtomicU32 = AtomicU32::new(2);
+    let first: u32 = Ipv4Addr::LOCALHOST.into();
+    (first + TAKEN.fetch_add(1, Ordering::Relaxed)).into()
 }
 
 impl Rig {
@@ -63,6 +73,7 @@ impl Rig {
             env: BTreeMap::new(),
             wrapper: Vec::new(),
             program: env!("CARGO_BIN_EXE_outlive").into(),
+            address: next_address(),
         };
         rig.set("OUTLIVE_GRACE_S", "1");
         rig.set("OUTLIVE_MIN_FREE_BYTES", "0");
@@ -118,7 +129,8 @@ impl Rig {
     /// Starts a server and waits until it listens. It may die before: then there is no client.
     pub(crate) fn spawn(&mut self) -> Option<Client> {
         let mut command = self.command();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data());
+        let listen = format!("{}:0", self.address);
+        command.args(["serve", "--listen", &listen, "--data"]).arg(self.data());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("server.err"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("a file"));
         let mut child = command.spawn().expect("the server can be started");
@@ -386,8 +398,27 @@ impl Rig {
         self.data().join("jobs").join(id).join("attempts").join(attempt.to_string())
     }
 
+    /// Waits until something is there, by the events of the directories on the way to it.
+    fn wait_there(&self, path: &Path) {
+        let mask = inotify::WatchMask::CREATE | inotify::WatchMask::MOVED_TO;
+        while !path.exists() {
+            let near = path.ancestors().find(|near| near.exists()).expect("the root is");
+            let next = path.ancestors().take_while(|next| *next != near).last();
+            let watch = inotify::Inotify::init().expect("inotify");
+            watch.watches().add(near, mask).expect("it is there");
+            if !next.expect("below it").exists() {
+                let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+                let patience = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
+                let ready = poll(&mut fds, Some(&patience)).expect("poll");
+                assert_eq!(ready, 1, "never there: {}: {}", path.display(), self.complaints());
+            }
+        }
+    }
+
     /// Tells of every heartbeat of attempt 1 from now on.
     pub(crate) fn watch_beats(&self, id: &str) -> inotify::Inotify {
+        // A job is called running as soon as its launch is planned; its directory comes after that.
+        self.wait_there(&self.keep(id, 1));
         let watch = inotify::Inotify::init().expect("inotify");
         watch.watches().add(self.keep(id, 1), inotify::WatchMask::MOVED_TO).expect("watches");
         watch

@@ -7,26 +7,47 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::rig::{PATIENCE, Rig, signal, was_killed};
 
 /// One question as it is, without the client's patience: the status and the body.
 fn ask(rig: &Rig, path: &str, with_token: bool) -> (u16, Value) {
+    send(rig, "GET", path, with_token, "").expect("answered")
+}
+
+fn send(
+    rig: &Rig,
+    verb: &str,
+    path: &str,
+    with_token: bool,
+    body: &str,
+) -> std::io::Result<(u16, Value)> {
     let server = rig.client().server().to_string();
     let token = fs::read_to_string(rig.data().join("token")).expect("a token");
     let token = if with_token { token.trim() } else { "none" };
     let mut stream = TcpStream::connect(&server).expect("it listens");
+    let length = body.len();
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {server}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
-    )
-    .expect("sent");
+        "{verb} {path} HTTP/1.1\r\nHost: {server}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("answered");
+    stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, serde_json::from_str(body).unwrap_or(Value::String(body.to_string())))
+    Ok((status, serde_json::from_str(body).unwrap_or(Value::String(body.to_string()))))
+}
+
+/// Whoever sends much is heard out and then told: closing before resets the connection, and the answer is lost with it.
+fn tells_who_sends_much(rig: &Rig, with_token: bool, code: &str) {
+    let prompt = "x".repeat(1 << 20);
+    let body = json!({ "repo": "r", "engine": "demo", "prompt": prompt }).to_string();
+    for _ in 0..20 {
+        let (_, problem) = send(rig, "POST", "/api/jobs", with_token, &body).expect("answered");
+        assert_eq!(problem["code"], code, "{problem}");
+    }
 }
 
 fn startup_log(rig: &Rig) -> Value {
@@ -85,11 +106,13 @@ fn a_stage_that_fails_is_tried_again_while_the_api_says_that_it_recovers() {
     assert_eq!((status, &ready["status"]), (503, &Value::from("recovering")));
     let (status, problem) = ask(&rig, "/api/jobs", true);
     assert_eq!((status, &problem["code"]), (503, &Value::from("recovering")));
+    tells_who_sends_much(&rig, true, "recovering");
     let (status, problem) = ask(&rig, "/api/admin/startup-log", false);
     assert_eq!((status, &problem["code"]), (401, &Value::from("unauthorized")));
     put_back(&way);
     assert!(rig.wait_ready(), "{}", rig.complaints());
     assert_eq!(rig.job(&id)["outcome"]["kind"], "completed");
+    tells_who_sends_much(&rig, false, "unauthorized");
     let told = startup_log(&rig);
     let storage = stage(&told, "storage");
     assert!(storage["attempts"].as_u64() >= Some(2) && storage["standing"] == "done", "{storage}");

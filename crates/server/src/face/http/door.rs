@@ -49,7 +49,13 @@ impl Door {
         through.layer(middleware::from_fn(guard::origin))
     }
 
-    fn while_recovering(&self, request: &Request) -> Response {
+    async fn while_recovering(&self, request: Request) -> Response {
+        let answer = self.what_can_be_said(&request);
+        guard::hear_out(request).await;
+        answer
+    }
+
+    fn what_can_be_said(&self, request: &Request) -> Response {
         match request.uri().path() {
             "/healthz" => "ok\n".into_response(),
             "/readyz" => {
@@ -69,7 +75,7 @@ async fn through(State(door): State<Door>, request: Request) -> Response {
     match door.0.whole.get() {
         // Its error type has no values.
         Some(whole) => whole.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
-        None => door.while_recovering(&request),
+        None => door.while_recovering(request).await,
     }
 }
 

@@ -4,15 +4,30 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
 use subtle::ConstantTimeEq as _;
 
-use super::{App, Problem};
+use super::{App, BODY_BYTES_MAX, Problem};
 
 /// Lets nobody in without the token.
 pub(super) async fn token(State(app): State<App>, request: Request, next: Next) -> Response {
     match check(request.headers(), &app.token) {
         Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            hear_out(request).await;
+            problem.into_response()
+        }
+    }
+}
+
+/// Reads what the caller is still sending, to no purpose but that an answer reaches it: closing before resets the connection. Whoever
+/// sends more than anything we take has to live with that.
+pub(super) async fn hear_out(request: Request) {
+    let mut left = BODY_BYTES_MAX;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(Ok(bytes)) = body.next().await {
+        let Some(less) = left.checked_sub(bytes.len()) else { return };
+        left = less;
     }
 }
 
@@ -31,6 +46,7 @@ pub(super) fn check(headers: &HeaderMap, token: &str) -> Result<(), Problem> {
 /// Refuses a browser that was sent here by a page of another site: its Origin, or the Host it believes in, is not ours.
 pub(super) async fn origin(request: Request, next: Next) -> Response {
     if is_foreign(request.headers()) {
+        hear_out(request).await;
         let detail = "this server answers only to its own address";
         return Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail).into_response();
     }

@@ -111,9 +111,11 @@ fn no_sync_is_tried_again(kind: Kind, times: usize) -> Result<(), String> {
         .expect("read");
     assert_ne!(seen, there, "{kind:?}: the page cache tells the truth");
     for _ in 1..times {
-        assert!(rig.spawn().is_none(), "{kind:?}: its recovery did not notice");
+        rig.spawn();
         let status = rig.wait_dead();
         assert!(!status.success(), "{status}");
+        let complaints = rig.complaints();
+        assert!(complaints.contains("stage storage of the startup failed: "), "{complaints}");
     }
     let client = rig.start();
     acknowledged.push(rig.submit(&held(1000)));
