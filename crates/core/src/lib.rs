@@ -19,6 +19,7 @@ pub mod heartbeat;
 pub mod ids;
 pub mod job;
 pub mod limits;
+pub mod planted;
 pub mod record;
 pub mod recovery;
 pub mod repo;

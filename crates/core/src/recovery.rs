@@ -7,6 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 
 use crate::evidence::{AgentResult, Evidence, Lock, Seen};
+use crate::planted::planted;
 use crate::spec::{Ending, Outcome, Reading, StopCause};
 
 /// What the job, or operation, was meant to do when the evidence was taken.
@@ -86,7 +87,7 @@ fn row_1_outcome(evidence: &Evidence, stopping: bool) -> Option<Judgement> {
     let outcome = evidence.outcome.valid()?;
     let held = !matches!(evidence.lock, Lock::Free);
     let swept = matches!(evidence.agent, Seen::OtherBoot | Seen::NamespaceEnded);
-    let over = evidence.tree_empty.valid().is_some() || swept;
+    let over = evidence.tree_empty.valid().is_some() || swept || planted("recovery.no_tree_wait");
     let told = describe_ending(&outcome.ending);
     if outcome.ending == Ending::NeverRan && !held {
         return Some(if stopping || outcome.stop.is_some() {
@@ -193,7 +194,8 @@ fn rows_6_to_9_agent_gone(evidence: &Evidence, intent: Intent) -> Option<Judgeme
         return Some(judgement(8, Verdict::Interrupted(Interruption::OutOfMemory), because));
     }
     let because = "its agent is gone, and nothing tells how it ended";
-    Some(judgement(9, Verdict::Unknown, because))
+    let guess = planted("recovery.run_on_a_guess");
+    Some(judgement(9, if guess { Verdict::Launch } else { Verdict::Unknown }, because))
 }
 
 /// Row 10: what is left cannot be read, or contradicts itself.

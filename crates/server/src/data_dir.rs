@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use outlive_core::ids::{JobId, OperationId, RepoName, SessionId};
 use outlive_core::job::Work;
+use outlive_core::planted::planted;
 use outlive_supervisor::replace_file;
 use serde::{Deserialize, Serialize};
 
@@ -145,7 +146,7 @@ fn take_lock(paths: &Paths) -> Result<File, DataDirError> {
 /// Blocks in the kernel on a thread of its own, so that nothing polls; gives up after [`LOCK_PATIENCE`].
 fn wait_for_lock(file: &File, path: &Path, paths: &Paths) -> Result<(), DataDirError> {
     let at = |source| DataDirError::Io { path: path.to_path_buf(), source };
-    if file.try_lock().is_ok() {
+    if file.try_lock().is_ok() || planted("data_dir.no_lock") {
         return Ok(());
     }
     let other = file.try_clone().map_err(at)?;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use outlive_core::evidence::Seen;
 use outlive_core::ids::ProcessRef;
+use outlive_core::planted::planted;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::files::FileError;
@@ -51,7 +52,9 @@ impl Here {
         if self.pid_namespace != process.pid_namespace {
             return Seen::OtherNamespace;
         }
+        let bare = planted("supervisor.pid_without_start_time");
         match Stat::read(process.pid) {
+            Some(stat) if bare && stat.lives() => Seen::Alive,
             Some(stat) if stat.start_ticks == process.start_ticks && stat.lives() => Seen::Alive,
             _ => Seen::Gone,
         }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use outlive_core::planted::planted;
 use outlive_core::spec::{
     Capture, Ending, Outcome, Reading, Spec, Started, StopCause, TreeEmpty, VERSION, file as name,
 };
@@ -124,6 +125,9 @@ impl Unborn {
             namespace: namespace::mark_own(),
             unenforced: leaf.unenforced(&spec),
         };
+        if planted("supervisor.launch_before_durable") {
+            rustix::io::write(&self.gate, &[1]).ok();
+        }
         files::create_whole(&dir.join(name::STARTED), &files::json(&started))?;
         crash_point("supervisor.started_linked");
         files::sync_dir(dir)?;

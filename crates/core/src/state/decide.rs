@@ -12,6 +12,7 @@ use crate::event::{Accepted, Event, RequeueCause, job_entity, repo_entity};
 use crate::ids::{JobId, Lsn, OperationId, RepoName, SessionId};
 use crate::job::{Action, ExitStatus, Job, Outcome, OutcomeKind, Phase, WaitReason, Work};
 use crate::limits;
+use crate::planted::planted;
 use crate::repo::OperationKind;
 use crate::request::{Edit, Granted, Refusal, Request, Submission};
 use crate::spec::StopCause;
@@ -205,6 +206,7 @@ impl State {
         let job = self.asked(&id, Action::Cancel)?;
         let events = match (&job.phase, job.phase.work(&id)) {
             (Phase::Stopping { cause: StopCause::Cancel, .. }, _) => vec![],
+            (_, Some(_)) if planted("state.lost_cancel") => vec![],
             (_, Some(work)) => vec![
                 said(&id, format!("cancel asked for by {by}")),
                 Event::StopRequested { job: id.clone(), work, cause: StopCause::Cancel },

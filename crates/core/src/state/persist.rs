@@ -10,6 +10,7 @@ use super::{Removed, RemovedRepo, State};
 use crate::event::{job_entity, operation_entity, repo_entity, server_entity};
 use crate::ids::{JobId, Lsn, OperationId, RepoName};
 use crate::job::Job;
+use crate::planted::planted;
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::{Operation, Repo};
 use crate::stats::{Key, Row};
@@ -148,7 +149,12 @@ impl State {
             EntityKind::Job => {
                 let (found, lost) = decode::<Standing<Job, Removed>>(body)?;
                 match found {
-                    Some(Standing::Known(job)) => self.put(job),
+                    Some(Standing::Known(mut job)) => {
+                        if planted("state.key_forgotten") {
+                            job.idempotency = None;
+                        }
+                        self.put(job);
+                    }
                     Some(Standing::Removed(removed)) => {
                         let id = JobId::parse(&entity.name).map_err(|e| e.to_string())?;
                         self.put_removed(id, removed);

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use outlive_core::planted::planted;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -73,6 +74,10 @@ pub fn trash(path: &Path, trash_dir: &Path) -> Result<PathBuf, FileError> {
     new_name.push("-");
     new_name.push(OsStr::from_bytes(&name[..name.len().min(KEPT_NAME_BYTES_MAX)]));
     let place = trash_dir.join(new_name);
+    if planted("files.delete_in_place") {
+        let deleted = std::fs::remove_dir_all(path).or_else(|_| std::fs::remove_file(path));
+        return deleted.map(|()| place).map_err(FileError::on("delete", path));
+    }
     // I12: nothing is deleted in place.
     rename_new(path, &place).map_err(FileError::on("move into the trash", path))?;
     dir_sync(trash_dir)?;

@@ -152,7 +152,24 @@ fn a_supervisor_that_hangs_past_the_deadline_is_replaced() {
 
 #[test]
 fn what_an_agent_leaves_running_is_ended_with_it() {
-    let rig = started();
+    leaves_something_running(&started());
+}
+
+// Proves I11: an end that is recorded is not the end of the tree, whoever was to see to that.
+#[test]
+fn what_an_agent_leaves_running_is_ended_though_its_supervisor_dies_in_between() {
+    let mut rig = started();
+    rig.kill();
+    rig.set("OUTLIVE_CRASH", "supervisor.outcome_synced");
+    rig.set("OUTLIVE_CRASH_IN", "/attempts/");
+    let once = rig.path("died").display().to_string();
+    rig.set("OUTLIVE_CRASH_ONCE", once);
+    rig.start();
+    leaves_something_running(&rig);
+    assert!(rig.path("died.supervisor.outcome_synced").exists(), "it must really have died");
+}
+
+fn leaves_something_running(rig: &Rig) {
     let starts = rig.make_gate("left");
     let script = format!(
         "setsid sh -c 'trap \"\" TERM; echo left > {}; sleep 600' & read x < {}; exit 3",

@@ -1,5 +1,7 @@
 //! The main story: a job outlives its server.
 
+use std::io::{BufRead as _, BufReader};
+
 use serde_json::json;
 
 use crate::rig::{Rig, code, git, read_all, script_job, signal, wait_gone};
@@ -150,7 +152,17 @@ fn two_servers_never_share_a_data_directory() {
     rig.start();
     let mut second = rig.command();
     second.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(rig.data());
-    let output = second.output().expect("runs");
+    let pipe = std::process::Stdio::piped;
+    let mut second = second.stdout(pipe()).stderr(pipe()).spawn().expect("runs");
+    let mut listens = String::new();
+    let mut said = BufReader::new(second.stdout.as_mut().expect("piped"));
+    said.read_line(&mut listens).expect("its word or its end");
+    if !listens.is_empty() {
+        // It would live for ever.
+        second.kill().expect("it can be signalled");
+    }
+    assert_eq!(listens, "", "two servers in one data directory");
+    let output = second.wait_with_output().expect("ends");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&format!("pid {}", rig.pid())), "{said}");

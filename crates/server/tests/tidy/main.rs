@@ -5,6 +5,7 @@
 
 mod manners;
 mod paper;
+mod planted;
 mod size;
 #[path = "../common/source.rs"]
 mod source;
@@ -123,6 +124,11 @@ fn the_code_map_names_every_file_and_no_other() {
 #[test]
 fn the_formats_were_read_again_when_a_codec_changed() {
     holds(paper::formats);
+}
+
+#[test]
+fn every_planted_bug_has_a_test_and_none_is_in_the_product() {
+    holds(planted::planted);
 }
 
 #[test]

@@ -26,7 +26,9 @@ pub(crate) fn core(files: &[File]) -> Vec<String> {
     let mut complaints = Vec::new();
     for file in rust(files).filter(|file| file.path.starts_with("crates/core/src/")) {
         let code = file.production_code();
-        if !word_positions(&code, "std").is_empty() {
+        // Planted bugs are asked for by the environment; that they are never there otherwise is a rule of its own.
+        let planted = file.path == crate::planted::SWITCH;
+        if !planted && !word_positions(&code, "std").is_empty() {
             complaints.push(format!("{}: the core has no std", file.path));
         }
         for attribute in ["#![no_std]", "#![forbid(unsafe_code)]"] {
@@ -43,7 +45,7 @@ pub(crate) fn core(files: &[File]) -> Vec<String> {
             "crates/core/Cargo.toml: its dependencies are a closed list; {name} breaks it"
         ));
     }
-    for table in ["build-dependencies", "target", "features"] {
+    for table in ["build-dependencies", "target"] {
         if manifest.contains_key(table) {
             complaints.push(format!("crates/core/Cargo.toml: no [{table}]"));
         }

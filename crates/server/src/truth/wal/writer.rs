@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use outlive_core::ids::Lsn;
 use outlive_core::limits::{WAL_GROUP_BYTES_MAX, WAL_QUEUE_MAX};
+use outlive_core::planted::planted;
 use outlive_core::record::{
     FRAME_BYTES_MIN, FrameKind, Link, Position, TooLarge, encode, frame_len,
 };
@@ -205,6 +206,9 @@ fn serve<T>(
             let Ok(batch) = receiver.try_recv() else { break };
             writer.add(batch, &mut payloads)?;
         }
+        if planted("wal.early_ack") {
+            on_durable(Durable(std::mem::take(&mut payloads)));
+        }
         writer.commit()?;
         // I1: the one place where something becomes durable.
         on_durable(Durable(payloads));
@@ -285,7 +289,9 @@ impl Writer {
 
     /// Goes on to a segment with room for `frame` bytes. All before it is made durable first: a record in a segment says so of all earlier ones.
     fn rotate(&mut self, frame: u64) -> Result<(), WalError> {
-        self.commit()?;
+        if !planted("wal.rotate_before_durable") {
+            self.commit()?;
+        }
         crash_point("wal.rotate");
         loop {
             self.segment = self.shared.spare.take(frame, self.inline)?;
@@ -308,7 +314,7 @@ impl Writer {
         let written = self.segment.file.write_all_at(&self.group, self.position);
         written.map_err(io_at("write", path))?;
         crash_point("wal.after_write");
-        self.segment.file.sync_data().map_err(io_at("sync", path))?;
+        self.sync().map_err(io_at("sync", path))?;
         crash_point("wal.after_sync");
         self.position += self.group.len() as u64;
         self.group.clear();
@@ -317,6 +323,19 @@ impl Writer {
         self.synced = self.last;
         self.shared.durable.store(self.last.0, Ordering::Release);
         Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        if planted("wal.no_sync") {
+            return Ok(());
+        }
+        // I8: once.
+        let synced = self.segment.file.sync_data();
+        if planted("wal.retry_after_eio") {
+            synced.or_else(|_| self.segment.file.sync_data())
+        } else {
+            synced
+        }
     }
 
     /// Notes, without sync, that everything is durable; the next record goes over the note.
