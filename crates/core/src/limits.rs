@@ -184,6 +184,9 @@ pub const WAL_GROUP_BYTES_MAX: usize = 4 << 20;
 /// Damaged places that a report lists one by one; a destroyed disk must not fill the memory. The rest is counted.
 pub const DAMAGE_LISTED_MAX: usize = 1000;
 
+/// Looks at a write-ahead log that a server is writing, when a file goes away under the look: each is one checkpoint later.
+pub const WAL_LOOKS_MAX: u32 = 8;
+
 /// Nothing new is accepted when less than this is free: room for what runs, and for some workspaces.
 pub const MIN_FREE_BYTES: u64 = 1 << 30;
 

@@ -159,23 +159,29 @@ fn wait_for_lock(file: &File, path: &Path, paths: &Paths) -> Result<(), DataDirE
     Err(DataDirError::InUse { path: paths.root.clone(), holder })
 }
 
+/// Whose data a directory holds; touches nothing.
+///
+/// # Errors
+/// See [`DataDirError`]; where there is no data directory, `Io` says that nothing was found.
+pub fn read_instance(paths: &Paths) -> Result<Instance, DataDirError> {
+    let path = paths.root.join("instance.json");
+    let bytes =
+        fs::read(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
+    let damaged = |problem: String| DataDirError::Damaged { path: path.clone(), problem };
+    let instance: Instance = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    if instance.format_version > FORMAT_VERSION {
+        let found = instance.format_version;
+        return Err(DataDirError::Newer { path: paths.root.clone(), found });
+    }
+    Ok(instance)
+}
+
 fn read_or_make_instance(paths: &Paths) -> Result<(Instance, bool), DataDirError> {
     let path = paths.root.join("instance.json");
     let at = |source| DataDirError::Io { path: path.clone(), source };
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let damaged = |e: serde_json::Error| DataDirError::Damaged {
-                path: path.clone(),
-                problem: e.to_string(),
-            };
-            let instance: Instance = serde_json::from_slice(&bytes).map_err(damaged)?;
-            if instance.format_version > FORMAT_VERSION {
-                let found = instance.format_version;
-                return Err(DataDirError::Newer { path: paths.root.clone(), found });
-            }
-            Ok((instance, false))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    match read_instance(paths) {
+        Ok(instance) => Ok((instance, false)),
+        Err(DataDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             let instance = Instance {
                 instance: uuid::Builder::from_random_bytes(crate::random::bytes())
                     .into_uuid()
@@ -188,8 +194,20 @@ fn read_or_make_instance(paths: &Paths) -> Result<(Instance, bool), DataDirError
             replace_file(&path, &bytes).map_err(|error| at(io::Error::other(error)))?;
             Ok((instance, true))
         }
-        Err(error) => Err(at(error)),
+        Err(error) => Err(error),
     }
+}
+
+/// The server that has a data directory, as its lock tells; found out without touching the lock.
+pub fn holder(paths: &Paths) -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = paths.root.join("server.lock");
+    let lock = fs::metadata(&path).ok()?;
+    let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let held = locks.lines().any(|line| line.split_whitespace().any(|word| word == file));
+    held.then(|| fs::read_to_string(&path).unwrap_or_default().trim().to_string())
 }
 
 fn machine_id() -> String {

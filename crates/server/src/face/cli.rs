@@ -18,6 +18,7 @@ mod stats;
 mod submit;
 mod text;
 mod wait;
+mod wal;
 mod why;
 
 use std::io::Write as _;
@@ -162,6 +163,8 @@ enum Verb {
     Stats(stats::Stats),
     /// What the server found and did when it started
     StartupLog(startup_log::StartupLog),
+    /// Look into a data directory's write-ahead log; nothing is touched
+    Wal(wal::Wal),
 }
 
 /// What every verb of a client stands on.
@@ -235,6 +238,7 @@ fn client_verb(verb: Verb, context: &Context) -> Result<Status, Failure> {
         Verb::Engine(verb) => verb.run(context),
         Verb::Stats(verb) => verb.run(context),
         Verb::StartupLog(verb) => verb.run(context),
+        Verb::Wal(verb) => verb.run(),
         Verb::Serve { .. } | Verb::Demo(_) => Ok(SUCCESS),
     }
 }

@@ -29,4 +29,5 @@ mod story;
 mod syscalls;
 mod systemd;
 mod unprivileged;
+mod wal;
 mod why;

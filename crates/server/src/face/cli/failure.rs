@@ -7,6 +7,7 @@ use super::text::clean;
 use crate::data_dir::DataDirError;
 use crate::exit_code::ExitCode;
 use crate::face::client::ClientError;
+use crate::truth::wal::WalError;
 
 /// What a program gets that is killed for writing to a pipe that nobody reads: 128 + `SIGPIPE`.
 const PIPE_STATUS: Status = 141;
@@ -45,7 +46,7 @@ pub(super) enum Failure {
         /// What to do about it.
         hint: String,
     },
-    /// `serve` or `demo` failed.
+    /// A data directory cannot be used or looked into, or `serve` or `demo` failed.
     #[error("{0:#}")]
     Hook(anyhow::Error),
 }
@@ -118,10 +119,17 @@ fn of_client(error: &ClientError) -> ExitCode {
 }
 
 fn of_hook(error: &anyhow::Error) -> ExitCode {
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            DataDirError::Damaged { .. } => ExitCode::Damaged,
+            DataDirError::InUse { .. } | DataDirError::Newer { .. } => ExitCode::Refused,
+            DataDirError::Io { .. } | DataDirError::NotText(_) => ExitCode::Failed,
+        };
+    }
     match error.downcast_ref() {
-        Some(DataDirError::Damaged { .. }) => ExitCode::Damaged,
-        Some(DataDirError::InUse { .. } | DataDirError::Newer { .. }) => ExitCode::Refused,
-        Some(DataDirError::Io { .. } | DataDirError::NotText(_)) | None => ExitCode::Failed,
+        Some(WalError::Newer { .. }) => ExitCode::Refused,
+        Some(WalError::OtherInstance { .. }) => ExitCode::Damaged,
+        _ => ExitCode::Failed,
     }
 }
 

@@ -39,6 +39,8 @@ fn every_promised_verb_can_be_read() {
         "repo remove web",
         "engine list --json",
         "startup-log --json",
+        "wal --verify /d",
+        "wal --json /d",
         "--server 127.0.0.1:1 list",
         "list --server 127.0.0.1:1 --data /d",
     ] {
@@ -64,6 +66,8 @@ fn lines_that_make_no_sense_are_usage_errors() {
         "resume abc",
         "show",
         "repo",
+        "wal /d",
+        "wal --verify",
     ] {
         let words = ["outlive"].into_iter().chain(line.split(' ').filter(|word| !word.is_empty()));
         let error = Cli::try_parse_from(words).expect_err(line);

@@ -17,7 +17,7 @@ use outlive_core::record::{EntityKey, Flaw, FrameKind, Header};
 use super::reader::{After, Piece, Span, Window, read_header};
 use super::recover::Shared;
 use super::segment::{self, HEADER, TEMP};
-use super::{Config, WalError, crash_point, io_at};
+use super::{Config, Damage, WalError, crash_point, io_at};
 use crate::truth::disk::DiskFile;
 
 /// Entries are written in pieces of about this size.
@@ -47,6 +47,29 @@ pub(super) struct Loaded {
 impl Loaded {
     pub(super) fn flawless(&self) -> bool {
         self.good && self.flaws.is_empty() && self.broken.is_empty()
+    }
+
+    /// Everything that is wrong with it. `harmless`: nothing hangs on it, for another one is used.
+    pub(super) fn damage(&self, harmless: bool) -> impl Iterator<Item = Damage> {
+        let damage = move |span: &Span, what: String, entities, lsns| Damage {
+            file: self.path.clone(),
+            offset: span.start,
+            bytes: span.end - span.start,
+            what,
+            lsns,
+            entities,
+            harmless,
+            kept: None,
+        };
+        let flaws = self.flaws.iter().map(move |(span, what)| {
+            let lsns = Lsn(1)..=self.lsn;
+            damage(span, (*what).to_owned(), None, lsns)
+        });
+        let broken = self.broken.iter().map(move |(entity, lsn, span, why)| {
+            let entities = Some(vec![entity.clone()]);
+            damage(span, why.to_string(), entities, *lsn..=*lsn)
+        });
+        flaws.chain(broken)
     }
 }
 

@@ -13,7 +13,7 @@ use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, Position, Record,
 
 use super::checkpoint::{self, Checkpointer, Loaded};
 use super::judge::{Judgement, judge, no_lsns, report_damage};
-use super::reader::{After, Found, Piece, Span, open_segment};
+use super::reader::{After, Found, Span, open_segment};
 use super::segment::{self, HEADER, Segment, Spare, TEMP};
 use super::{Config, Damage, Opened, Report, WalError, crash_point, io_at};
 use crate::truth::disk::DiskFile;
@@ -49,29 +49,29 @@ pub struct Log {
 }
 
 /// The directory as it was found.
-struct Survey {
-    checkpoint: Option<Loaded>,
+pub(super) struct Survey {
+    pub(super) checkpoint: Option<Loaded>,
     /// Checkpoints that are not used because of their flaws, newest first.
-    rejected: Vec<Loaded>,
+    pub(super) rejected: Vec<Loaded>,
     /// The other checkpoints' lsns, the used one's among them.
-    kept: Vec<Lsn>,
+    pub(super) kept: Vec<Lsn>,
     /// The newest checkpoint's lsn by its name, used or not.
     promised: Lsn,
     /// Segments that the checkpoint covers, with their first lsn; not read.
     passed: Vec<(u64, Option<Lsn>)>,
-    segments: Vec<Found>,
-    temps: Vec<PathBuf>,
+    pub(super) segments: Vec<Found>,
+    pub(super) temps: Vec<PathBuf>,
     next_number: u64,
     fresh: bool,
 }
 
 /// Lsns and numbers that files are named after; the upper half would leave no room to count on.
-fn named(name: &std::ffi::OsStr, ending: &str) -> Option<u64> {
+pub(super) fn named(name: &std::ffi::OsStr, ending: &str) -> Option<u64> {
     segment::number_of(name, ending).filter(|number| *number < 1 << 63)
 }
 
 /// Reads everything that is needed, or `all` there is, without touching it.
-fn survey(config: &Config, all: bool, write: bool) -> Result<Survey, WalError> {
+pub(super) fn survey(config: &Config, all: bool, write: bool) -> Result<Survey, WalError> {
     let names = config.disk.list(&config.dir).map_err(io_at("list", &config.dir))?;
     let numbers: Vec<u64> = names.iter().filter_map(|name| named(name, ".seg")).collect();
     let lsns: Vec<Lsn> = names.iter().filter_map(|name| named(name, ".ckpt")).map(Lsn).collect();
@@ -131,29 +131,12 @@ impl Survey {
         let rejected = self.rejected.iter().map(|loaded| (loaded, true));
         for (loaded, harmless) in used.chain(rejected) {
             report.bytes_read += loaded.bytes_read;
-            let damage = |span: &Span, what: String, entities, lsns| Damage {
-                file: loaded.path.clone(),
-                offset: span.start,
-                bytes: span.end - span.start,
-                what,
-                lsns,
-                entities,
-                // What another checkpoint and longer records do not make up for is reported as lost records.
-                harmless,
-                kept: None,
-            };
-            for (span, what) in &loaded.flaws {
-                let lsns = Lsn(1)..=loaded.lsn;
-                report_damage(report, damage(span, (*what).to_owned(), None, lsns));
-            }
-            for (entity, lsn, span, why) in &loaded.broken {
-                let entities = Some(vec![entity.clone()]);
-                report_damage(report, damage(span, why.to_string(), entities, *lsn..=*lsn));
-            }
+            // What another checkpoint and longer records do not make up for is reported as lost records.
+            loaded.damage(harmless).for_each(|damage| report_damage(report, damage));
         }
     }
 
-    fn judge(&mut self) -> (Judgement, Report) {
+    pub(super) fn judge(&mut self) -> (Judgement, Report) {
         let mut report = Report::default();
         self.report_checkpoints(&mut report);
         let base = self.checkpoint.as_ref();
@@ -395,31 +378,6 @@ fn copy_range(
         }
         into.write_all_at(buf.get(..read).unwrap_or_default(), done)?;
         done += read as u64;
-    }
-    Ok(())
-}
-
-/// Reads everything, also what a checkpoint covers, and says what [`open`] would find. Touches nothing.
-pub fn verify(config: &Config) -> Result<Report, WalError> {
-    let mut survey = survey(config, true, false)?;
-    let (_, report) = survey.judge();
-    Ok(report)
-}
-
-/// Hands over every record that is there and can be read, in order, also those not known to be durable. Touches nothing.
-pub fn dump(config: &Config, mut each: impl FnMut(Record)) -> Result<(), WalError> {
-    let names = config.disk.list(&config.dir).map_err(io_at("list", &config.dir))?;
-    let mut after = After::default();
-    for number in names.iter().filter_map(|name| named(name, ".seg")) {
-        let mut segment = open_segment(config, number, false)?;
-        segment.scan(&mut after, |_| true)?;
-        for piece in segment.pieces {
-            if let Piece::Frame { header, body: Ok(body), .. } = piece
-                && header.kind == FrameKind::Record
-            {
-                each(header.into_record(body));
-            }
-        }
     }
     Ok(())
 }

@@ -261,9 +261,10 @@ fn verify_and_dump_touch_nothing_and_agree_with_open() {
     machine.checkpoint(&model).unwrap();
     machine.group(&mut model, &[50]).unwrap();
     let disk = disk.after(Keep::Process);
-    let report = verify(&config(&disk, 4096)).unwrap();
+    let report = verify(&config(&disk, 4096)).unwrap().report;
     let mut dumped = BTreeMap::new();
-    dump(&config(&disk, 4096), |record| drop(dumped.insert(record.lsn.0, record.body))).unwrap();
+    dump(&config(&disk, 4096), |_, _, record| drop(dumped.insert(record.lsn.0, record.body)))
+        .unwrap();
     assert_eq!(disk.calls(), 0);
     let expected: BTreeMap<_, _> =
         model.records.iter().map(|r| (r.lsn.0, r.body.clone())).collect();

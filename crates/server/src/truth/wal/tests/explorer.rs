@@ -13,7 +13,7 @@ use std::fmt;
 use self::work::{Dice, Work};
 use super::{Machine, Model, config};
 use crate::truth::disk::sim::{Fault, Keep, SimDisk, scramble};
-use crate::truth::wal::{Opened, verify};
+use crate::truth::wal::{Inventory, Opened, verify};
 
 /// What goes wrong at a call.
 const FAULTS: [Fault; 10] = [
@@ -240,7 +240,7 @@ impl Explorer {
         // Nothing can be verified where nothing is.
         let seen = (dice.below(4) == 0).then(|| verify(&config(disk, work.segment)).ok());
         let opened = work.open(disk).unwrap();
-        if let Some(report) = seen.flatten() {
+        if let Some(Inventory { report, .. }) = seen.flatten() {
             assert_eq!(report.last_lsn, opened.report.last_lsn);
             assert_eq!(report.cut_bytes, opened.report.cut_bytes);
         }

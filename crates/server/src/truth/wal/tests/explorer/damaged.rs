@@ -156,7 +156,7 @@ impl Explorer {
         let opened = match work.open(disk) {
             Ok(opened) => opened,
             Err(error) => {
-                return refused(&error, &verify(&config(disk, work.segment)).unwrap(), hurt);
+                return refused(&error, &verify(&config(disk, work.segment)).unwrap().report, hurt);
             }
         };
         check(&opened, model, hurt);
