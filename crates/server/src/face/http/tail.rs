@@ -35,6 +35,13 @@ impl std::fmt::Debug for Tails {
 }
 
 impl Inner {
+    /// Wakes whom an event concerns.
+    fn wake(&self, descriptor: &WatchDescriptor) {
+        for growth in self.concerned(descriptor) {
+            growth.notify.notify_waiters();
+        }
+    }
+
     /// Who is to be woken by an event: the followers of that file; all of them when the queue overflowed, or when the file is not
     /// followed any more. They are handed out of the lock, for the last of them may let go of its file, which takes the lock.
     fn concerned(&self, descriptor: &WatchDescriptor) -> Vec<Arc<Growth>> {
@@ -74,9 +81,7 @@ impl Tails {
         tracker.spawn(async move {
             while let Some(event) = events.next().await {
                 let Ok(event) = event else { continue };
-                for growth in tails.concerned(&event.wd) {
-                    growth.notify.notify_waiters();
-                }
+                tails.wake(&event.wd);
             }
         });
         Ok(Self(inner))
@@ -107,5 +112,46 @@ impl Tail {
         let mut notified = Box::pin(self.0.notify.notified());
         notified.as_mut().enable();
         notified
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Whoever is woken lets go of another file, as a connection that ends does.
+    struct LetGo(Mutex<Option<Tail>>);
+
+    impl Wake for LetGo {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_woken_may_let_go_of_a_file_at_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tails = Tails::start(&TaskTracker::new()).expect("inotify");
+        let follow = |name: &str| {
+            std::fs::write(dir.path().join(name), "").expect("a file");
+            tails.follow(&dir.path().join(name)).expect("followed")
+        };
+        let (one, other) = (follow("one"), follow("other"));
+        let nobodys = follow("third").0.descriptor.clone();
+        let (sender, woken) = mpsc::channel();
+        // A thread of its own: what hangs must not hang the test.
+        std::thread::spawn(move || {
+            let mut grown = Box::pin(one.grown());
+            let waker: Waker = Arc::new(LetGo(Mutex::new(Some(other)))).into();
+            let before = grown.as_mut().poll(&mut Context::from_waker(&waker));
+            tails.0.wake(&nobodys);
+            let after = grown.as_mut().poll(&mut Context::from_waker(&waker));
+            sender.send((before.is_pending(), after.is_ready()))
+        });
+        assert_eq!(woken.recv_timeout(Duration::from_secs(30)), Ok((true, true)));
     }
 }
