@@ -352,12 +352,16 @@ impl Start {
             stage.and_then(|stage| stage.counts.get(name).copied()).unwrap_or(0)
         };
         format!(
-            "{} jobs recovered, {} agents re-adopted, {} lost",
-            count(super::STATE, "not_ended"),
-            count(super::ATTEMPTS, "adopted"),
+            "{} recovered, {} re-adopted, {} lost",
+            counted(count(super::STATE, "not_ended"), "job"),
+            counted(count(super::ATTEMPTS, "adopted"), "agent"),
             count(super::STATE, "unavailable"),
         )
     }
+}
+
+fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 impl Stage {

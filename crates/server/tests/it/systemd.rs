@@ -201,7 +201,7 @@ fn under_systemd_agents_go_on_through_stop_restart_upgrade_and_kill_and_keep_the
                 machine.sh(&format!("kill -0 {agent}; {renew}systemctl start outlive"));
             }
         }
-        machine.wait_ready("ready: 2 jobs recovered, 1 agents re-adopted");
+        machine.wait_ready("ready: 2 jobs recovered, 1 agent re-adopted");
         let jobs = machine.sh("/opt/outlive list");
         let is = |id: &str, state: &str| {
             jobs.lines().any(|line| line.starts_with(id) && line.contains(state))
