@@ -36,7 +36,7 @@ impl Evidence {
     /// Something of it may be alive: nothing here may be touched.
     pub fn may_be_alive(&self) -> bool {
         let agent = match self.agent {
-            Seen::Gone | Seen::OtherBoot | Seen::NamespaceEnded => false,
+            Seen::Gone | Seen::OtherBoot | Seen::NamespaceEnded | Seen::Original => false,
             Seen::NotNamed => self.started != Reading::Absent,
             Seen::Alive | Seen::OtherNamespace => true,
         };
@@ -73,6 +73,8 @@ pub enum Seen {
     OtherNamespace,
     /// It belonged to another pid namespace of this boot that provably exists no more, so it is gone with it.
     NamespaceEnded,
+    /// It ran by the original of what is a copied data directory: whatever has become of it, it is not ours.
+    Original,
 }
 
 /// What the agent itself said about its end, in its output.

@@ -231,3 +231,6 @@ pub const STAGE_DEATHS_MAX: u32 = 3;
 
 /// The longest pause between two tries of a stage that the server has gone on without.
 pub const STAGE_AGAIN_MAX: Duration = Duration::from_mins(1);
+
+/// Files that a backup could not read and names, one by one: a person looks at the first few, and of the rest the number is enough.
+pub const BACKUP_LEFT_OUT_MAX: usize = 1000;

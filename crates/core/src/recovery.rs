@@ -52,6 +52,8 @@ pub enum Interruption {
     Reboot,
     /// The pid namespace that it ran in ended, as a container does.
     NamespaceEnded,
+    /// It ran in the data directory that ours is a copy of.
+    Copied,
     /// The kernel killed for want of memory.
     OutOfMemory,
 }
@@ -86,7 +88,7 @@ fn judgement(row: u8, verdict: Verdict, because: impl Into<String>) -> Judgement
 fn row_1_outcome(evidence: &Evidence, stopping: bool) -> Option<Judgement> {
     let outcome = evidence.outcome.valid()?;
     let held = !matches!(evidence.lock, Lock::Free);
-    let swept = matches!(evidence.agent, Seen::OtherBoot | Seen::NamespaceEnded);
+    let swept = matches!(evidence.agent, Seen::OtherBoot | Seen::NamespaceEnded | Seen::Original);
     let over = evidence.tree_empty.valid().is_some() || swept || planted("recovery.no_tree_wait");
     let told = describe_ending(&outcome.ending);
     if outcome.ending == Ending::NeverRan && !held {
@@ -162,6 +164,10 @@ fn rows_6_to_9_agent_gone(evidence: &Evidence, intent: Intent) -> Option<Judgeme
         Seen::NamespaceEnded => {
             Some((Interruption::NamespaceEnded, "the pid namespace (container) it ran in ended"))
         }
+        Seen::Original => Some((
+            Interruption::Copied,
+            "it was started in the data directory that this one is a copy of, which was made",
+        )),
         Seen::NotNamed | Seen::Alive | Seen::OtherNamespace => return None,
     };
     let stopping = matches!(intent, Intent::Stopping(_));

@@ -175,6 +175,9 @@ pub enum Refusal {
         /// Its limit.
         limit: usize,
     },
+    /// The data directory is a copy.
+    #[error("this data directory does nothing until it is adopted: {0}")]
+    NotAdopted(String),
     /// Its records are damaged.
     #[error("{entity} is unavailable: {reason}")]
     Unavailable {

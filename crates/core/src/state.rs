@@ -44,6 +44,8 @@ pub struct Rules {
     pub running_max: u32,
     /// There is room on the disk to begin something new.
     pub has_room: bool,
+    /// Nothing happens by itself: the data directory is a copy that nobody has adopted.
+    pub held: bool,
 }
 
 /// All of the server's truth.

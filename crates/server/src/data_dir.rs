@@ -1,5 +1,7 @@
 //! The data directory: where everything lives, whose it is, and that one server at a time has it.
 
+mod origin;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -9,8 +11,10 @@ use std::time::Duration;
 use outlive_core::ids::{JobId, OperationId, RepoName, SessionId};
 use outlive_core::job::Work;
 use outlive_core::planted::planted;
-use outlive_supervisor::replace_file;
+use outlive_supervisor::{FileError, Here, replace_file};
 use serde::{Deserialize, Serialize};
+
+use self::origin::Origin;
 
 /// The format version of everything below the data directory.
 const FORMAT_VERSION: u32 = 1;
@@ -64,10 +68,62 @@ pub enum DataDirError {
 pub struct Instance {
     /// The data directory's own UUID.
     pub instance: String,
-    /// `/etc/machine-id` when it was made.
+    /// `/etc/machine-id` when it was made, or adopted.
     pub machine: String,
     /// The format of everything below it.
     pub format_version: u32,
+    /// Which file `server.lock` was then: a copy's is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// What the marks of its processes begin with, if it was adopted: those of its original begin otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<String>,
+    /// It stands in a backup, and tells of which state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+}
+
+impl Instance {
+    /// What the marks of its processes begin with.
+    pub fn life(&self) -> &str {
+        self.life.as_deref().unwrap_or(&self.instance)
+    }
+
+    /// As it is written into a backup of the state told.
+    #[must_use]
+    pub fn in_backup(&self, state: String) -> Self {
+        Self { place: None, life: None, backup: Some(state), ..self.clone() }
+    }
+
+    /// Why it cannot be the one that was made, or adopted, here.
+    fn is_copied(&self, here: &Origin) -> Option<String> {
+        if let Some(state) = &self.backup {
+            return Some(format!("it was restored from a backup ({state})"));
+        }
+        let (made, found) = (&self.machine, &here.machine);
+        if made != found && !made.is_empty() && !found.is_empty() {
+            return Some(format!(
+                "it was copied from another machine (machine id {made}, this one has {found})"
+            ));
+        }
+        let elsewhere = self.place.as_ref().is_some_and(|place| *place != here.place);
+        elsewhere.then(|| {
+            let (made, found) = (self.place.as_deref().unwrap_or_default(), &here.place);
+            format!("its server.lock is not the file it was when the data directory was made ({made}, now {found}), \
+                     so it was copied or restored")
+        })
+    }
+
+    /// The same data, as what is here and nowhere else.
+    fn adopted(&self, here: &Origin) -> Self {
+        Self {
+            machine: here.machine.clone(),
+            place: Some(here.place.clone()),
+            life: Some(new_uuid()),
+            backup: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// An opened data directory. While it lives, no other server can open it.
@@ -75,8 +131,10 @@ pub struct Instance {
 pub struct DataDir {
     /// Its path, absolute.
     pub paths: Paths,
-    /// Whose it is.
+    /// Whose it is; as it will be once it is adopted, if it is a copy.
     pub instance: Instance,
+    /// Why it is taken for a copy that nobody has adopted, if it is. Then it must be left as it is.
+    pub copied: Option<String>,
     /// This is its first start.
     pub created: bool,
     _lock: File,
@@ -99,7 +157,10 @@ impl DataDir {
         }
         let paths = Paths { root };
         let lock = take_lock(&paths)?;
-        let (instance, created) = read_or_make_instance(&paths)?;
+        let here = Origin::observe(&lock).map_err(at(&paths.root.join("server.lock")))?;
+        let (instance, created) = read_or_make_instance(&paths, &here)?;
+        let copied = instance.is_copied(&here);
+        let instance = if copied.is_some() { instance.adopted(&here) } else { instance };
         for dir in [paths.wal(), paths.jobs(), paths.repos(), paths.operations()] {
             make_private_dir(&dir).map_err(at(&dir))?;
         }
@@ -109,7 +170,27 @@ impl DataDir {
                 tracing::warn!(%error, dir = %dir.display(), "cannot be made");
             }
         }
-        Ok(Self { paths, instance, created, _lock: lock })
+        Ok(Self { paths, instance, copied, created, _lock: lock })
+    }
+
+    /// The boot and pid namespace we are in, and whose processes are ours.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn here(&self) -> Result<Here, FileError> {
+        let here = Here::observe()?;
+        Ok(match &self.instance.life {
+            Some(life) => here.of_life(life.clone()),
+            None => here,
+        })
+    }
+
+    /// Makes a copy one of its own, durably: from the next start on it is as any other.
+    ///
+    /// # Errors
+    /// It could not be written down, and is a copy still.
+    pub fn adopt(&self) -> Result<(), DataDirError> {
+        self.instance.write(&self.paths)
     }
 }
 
@@ -159,12 +240,21 @@ fn wait_for_lock(file: &File, path: &Path, paths: &Paths) -> Result<(), DataDirE
     Err(DataDirError::InUse { path: paths.root.clone(), holder })
 }
 
+impl Instance {
+    fn write(&self, paths: &Paths) -> Result<(), DataDirError> {
+        let path = paths.instance();
+        let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        let written = bytes.and_then(|b| replace_file(&path, &b).map_err(io::Error::other));
+        written.map_err(|source| DataDirError::Io { path, source })
+    }
+}
+
 /// Whose data a directory holds; touches nothing.
 ///
 /// # Errors
 /// See [`DataDirError`]; where there is no data directory, `Io` says that nothing was found.
 pub fn read_instance(paths: &Paths) -> Result<Instance, DataDirError> {
-    let path = paths.root.join("instance.json");
+    let path = paths.instance();
     let bytes =
         fs::read(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
     let damaged = |problem: String| DataDirError::Damaged { path: path.clone(), problem };
@@ -176,22 +266,31 @@ pub fn read_instance(paths: &Paths) -> Result<Instance, DataDirError> {
     Ok(instance)
 }
 
-fn read_or_make_instance(paths: &Paths) -> Result<(Instance, bool), DataDirError> {
-    let path = paths.root.join("instance.json");
-    let at = |source| DataDirError::Io { path: path.clone(), source };
+fn read_or_make_instance(paths: &Paths, here: &Origin) -> Result<(Instance, bool), DataDirError> {
     match read_instance(paths) {
-        Ok(instance) => Ok((instance, false)),
+        Ok(instance) if instance.place.is_some() || instance.backup.is_some() => {
+            Ok((instance, false))
+        }
+        Ok(instance) => {
+            // Made by a version that did not write it down: it is taken to be where it was.
+            let instance = Instance { place: Some(here.place.clone()), ..instance };
+            if instance.is_copied(here).is_none()
+                && let Err(error) = instance.write(paths)
+            {
+                tracing::warn!(%error, "not written down where it is; tried again at the next start");
+            }
+            Ok((instance, false))
+        }
         Err(DataDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             let instance = Instance {
-                instance: uuid::Builder::from_random_bytes(crate::random::bytes())
-                    .into_uuid()
-                    .to_string(),
-                machine: machine_id(),
+                instance: new_uuid(),
+                machine: here.machine.clone(),
                 format_version: FORMAT_VERSION,
+                place: Some(here.place.clone()),
+                life: None,
+                backup: None,
             };
-            let bytes =
-                serde_json::to_vec_pretty(&instance).map_err(io::Error::from).map_err(at)?;
-            replace_file(&path, &bytes).map_err(|error| at(io::Error::other(error)))?;
+            instance.write(paths)?;
             Ok((instance, true))
         }
         Err(error) => Err(error),
@@ -210,8 +309,8 @@ pub fn holder(paths: &Paths) -> Option<String> {
     held.then(|| fs::read_to_string(&path).unwrap_or_default().trim().to_string())
 }
 
-fn machine_id() -> String {
-    fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_string()
+fn new_uuid() -> String {
+    uuid::Builder::from_random_bytes(crate::random::bytes()).into_uuid().to_string()
 }
 
 /// The data directory when none is named: `/var/lib/outlive` for root, else `outlive` in the user's own state directory.
@@ -241,6 +340,11 @@ impl Paths {
     /// The data directory itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whose data this is.
+    pub fn instance(&self) -> PathBuf {
+        self.root.join("instance.json")
     }
 
     /// The write-ahead log's directory.
@@ -303,6 +407,11 @@ impl Paths {
         self.jobs().join(id.as_str())
     }
 
+    /// The keep directories of a job's attempts.
+    pub fn attempts(&self, id: &JobId) -> PathBuf {
+        self.job(id).join("attempts")
+    }
+
     /// A repo's source copy.
     pub fn repo(&self, name: &RepoName) -> PathBuf {
         self.repos().join(name.as_str())
@@ -329,9 +438,7 @@ impl Paths {
     /// The keep directory of a piece of work.
     pub fn keep(&self, work: &Work) -> PathBuf {
         match work {
-            Work::Attempt { job, attempt } => {
-                self.job(job).join("attempts").join(attempt.to_string())
-            }
+            Work::Attempt { job, attempt } => self.attempts(job).join(attempt.to_string()),
             Work::Operation { id } => self.operation(*id),
         }
     }

@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
 use outlive_core::job::Work;
-use outlive_core::limits;
-use outlive_core::startup_plan::Plan;
+use outlive_core::startup_plan::{Plan, Stage};
 use outlive_core::state::{Removal, State};
-use outlive_supervisor::{FileError, Here, crash_point, replace_file};
+use outlive_supervisor::{Here, crash_point, replace_file};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -28,14 +27,20 @@ use crate::data_dir::{DataDir, Paths};
 use crate::face::http::{self, Door, Tails};
 use crate::startup::told::{Report, Telling};
 use crate::startup::{self, Failure, recover};
+use crate::truth::adoption::Adoption;
 use crate::truth::degraded::Degraded;
-use crate::truth::driver::{self, Driver, Handle, Wiring};
+use crate::truth::driver::{self, Driver, Handle, Terms, Wiring};
 use crate::truth::room::Room;
 use crate::truth::store::Checkpoints;
 use crate::truth::wal::{self, Durable, Opened, Wal};
+use crate::world::backup::Source;
 use crate::world::fleet::Fleet;
 use crate::world::launch::Surroundings;
 use crate::world::sight::Eyes;
+
+mod waking;
+
+use self::waking::{tell_address, tick, watch_room};
 
 /// What is left of a second for the note that the end was asked for.
 const LAST_WORDS: Duration = Duration::from_millis(250);
@@ -60,7 +65,7 @@ async fn run(
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let plan = Plan::new(startup::STAGES)?;
-    let here = Here::observe().context("cannot tell which boot this is")?;
+    let here = data.here().context("cannot tell which boot this is")?;
     let telling = Telling::begin(&data.paths, &plan, here.boot_id.clone(), begun);
     crash_point("serve.locked");
     let server = Arc::new(Server::new(data, config, here, telling.clone(), stopping));
@@ -74,11 +79,7 @@ async fn run(
     }
     let left = started?;
     telling.is_complete();
-    let late = server.clone();
-    server.tracker.spawn(async move {
-        startup::catch_up(left, &late.telling, |stage| late.clone().perform(stage)).await;
-        late.telling.is_complete();
-    });
+    server.tracker.spawn(server.clone().catch_up(left));
     server.stopping.cancelled().await;
     server.end().await
 }
@@ -136,6 +137,10 @@ struct Server {
     served: CancellationToken,
     /// From stage storage to stage state.
     opened: Mutex<Option<Opened>>,
+    /// A copied data directory does nothing before it is over.
+    adoption: Adoption,
+    /// One adopts at a time.
+    adopting: tokio::sync::Mutex<()>,
     /// Where it listens, and the way in.
     door: OnceLock<(SocketAddr, Door)>,
     /// From stage state on.
@@ -160,6 +165,8 @@ impl Server {
     ) -> Self {
         Self {
             config: config.clone(),
+            adoption: Adoption::new(data.copied.clone()),
+            adopting: tokio::sync::Mutex::new(()),
             data,
             here,
             telling,
@@ -173,10 +180,7 @@ impl Server {
     }
 
     /// Gives back the stages that it went on without.
-    async fn start(
-        self: &Arc<Self>,
-        plan: &Plan,
-    ) -> anyhow::Result<Vec<outlive_core::startup_plan::Stage>> {
+    async fn start(self: &Arc<Self>, plan: &Plan) -> anyhow::Result<Vec<Stage>> {
         self.listen().await?;
         let ready = || {
             say(&format!("ready: {}", self.telling.read().current.summary));
@@ -191,6 +195,7 @@ impl Server {
         match stage {
             startup::STORAGE => self.storage().await,
             startup::STATE => self.state().await.map_err(Failure::for_good),
+            _ if self.adoption.held().is_some() => Ok(Report::held()),
             startup::ATTEMPTS => {
                 let Working { handle, fleet, works } = self.working();
                 Ok(recover::attempts(handle, fleet, works).await)
@@ -216,7 +221,7 @@ impl Server {
         Ok(report)
     }
 
-    async fn state(&self) -> anyhow::Result<Report> {
+    async fn state(self: &Arc<Self>) -> anyhow::Result<Report> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let opened = opened.context("stage storage has not opened the write-ahead log")?;
         let replaying = self.tracker.spawn_blocking(move || {
@@ -226,6 +231,9 @@ impl Server {
         let (state, replayed, opened) = replaying.await?;
         crash_point("serve.recovered");
         let since = clock::rfc3339(clock::now());
+        if let Some(why) = self.adoption.held() {
+            self.telling.finds_degraded(Degraded::copy(why.to_string(), since.clone()));
+        }
         for (entity, cause) in state.all_unavailable() {
             self.telling.finds_degraded(Degraded::lost(entity, cause.clone(), since.clone()));
         }
@@ -235,7 +243,7 @@ impl Server {
     }
 
     /// Makes the driver, and opens the door to it.
-    fn set_to_work(&self, state: State, opened: Opened) -> anyhow::Result<()> {
+    fn set_to_work(self: &Arc<Self>, state: State, opened: Opened) -> anyhow::Result<()> {
         let works = recover::under_way(&state);
         let removed: Vec<Removal> = state.removals().collect();
         let Wiring { handle, outlet, effects, inputs } = driver::wire(&state);
@@ -253,25 +261,54 @@ impl Server {
         let root = self.data.paths.root().to_path_buf();
         let room = Room::new(root, self.config.min_free_bytes, wal.next_segment());
         let started = self.telling.started(&state);
-        let max = self.config.running_max;
-        let driver = Driver::new(state, max, room.clone(), clock::now, wal, inputs, started);
+        let running_max = self.config.running_max;
+        let terms = Terms { running_max, room: room.clone(), adoption: self.adoption.clone() };
+        let driver = Driver::new(state, terms, clock::now, wal, inputs, started);
         std::thread::Builder::new()
             .name("driver".into())
             .spawn(move || driver.run())
             .context("cannot start a thread")?;
         let fleet = self.fleet(&handle)?;
-        if let Err(error) = fleet.renew_scratch() {
+        let is_held = self.adoption.held().is_some();
+        let scratch = if is_held { fleet.make_scratch() } else { fleet.renew_scratch() };
+        if let Err(error) = scratch {
             // Questions that need it are answered with an error; a full disk must not keep the server down.
             tracing::warn!(%error, "the scratch directory was not made anew");
         }
         self.tracker.spawn(perform(effects, fleet.clone()));
-        fleet.clear_removed(removed);
+        if !is_held {
+            fleet.clear_removed(removed);
+        }
         self.tracker.spawn(tick(handle.clone()));
         let (address, door) = self.door.get().context("nobody listens")?;
         self.tracker.spawn(watch_room(&room, &self.data.paths, *address, &handle, &fleet));
-        door.open(http::router(self.parts(&handle, room)?));
+        door.open(http::router(self.parts(&handle, &fleet, room)?));
         drop(self.working.set(Working { handle, fleet, works }));
         Ok(())
+    }
+
+    /// Makes a copied data directory one of its own, durably, and does what its start has left undone.
+    async fn adopt(self: Arc<Self>) -> anyhow::Result<bool> {
+        let _one_at_a_time = self.adopting.lock().await;
+        let fleet = &self.working.get().context("the server is recovering")?.fleet;
+        if self.adoption.held().is_none() {
+            return Ok(false);
+        }
+        let server = self.clone();
+        self.tracker.spawn_blocking(move || server.data.adopt()).await??;
+        self.adoption.is_adopted();
+        fleet.clear_removed(self.working().handle.view().removals().collect());
+        let perform = |stage| self.clone().perform(stage);
+        let left = startup::once_more(startup::held(), &self.telling, perform).await;
+        self.telling.is_adopted();
+        self.tracker.spawn(self.clone().catch_up(left));
+        Ok(true)
+    }
+
+    /// Goes on with stages that were left out.
+    async fn catch_up(self: Arc<Self>, left: Vec<Stage>) {
+        startup::catch_up(left, &self.telling, |stage| self.clone().perform(stage)).await;
+        self.telling.is_complete();
     }
 
     fn working(&self) -> &Working {
@@ -293,6 +330,7 @@ impl Server {
         let surroundings = Surroundings {
             paths: self.data.paths.clone(),
             instance: self.data.instance.instance.clone(),
+            life: self.data.instance.life().to_string(),
             exe: exe.to_str().context("the path of our own program is not UTF-8")?.to_string(),
             heartbeat_ms: millis(self.config.heartbeat),
             grace_ms: millis(self.config.grace),
@@ -331,12 +369,25 @@ impl Server {
         Ok(())
     }
 
-    fn parts(&self, handle: &Handle, room: Room) -> anyhow::Result<http::Parts> {
+    fn parts(
+        self: &Arc<Self>,
+        handle: &Handle,
+        fleet: &Fleet,
+        room: Room,
+    ) -> anyhow::Result<http::Parts> {
         let paths = self.data.paths.clone();
         let token = read_or_make_token(&paths)?;
         let telling = || self.telling.clone();
         let (log, ready, found) = (telling(), telling(), telling());
         let (view, space) = (handle.clone(), room.clone());
+        let adopting = self.clone();
+        let backing_up = Source {
+            paths: paths.clone(),
+            instance: self.data.instance.clone(),
+            handle: handle.clone(),
+            fleet: fleet.clone(),
+            tracker: self.tracker.clone(),
+        };
         Ok(http::Parts {
             handle: handle.clone(),
             sight: Arc::new(Eyes { paths: paths.clone() }),
@@ -346,6 +397,11 @@ impl Server {
             ready: Box::new(move || ready.is_ready()),
             degraded: Box::new(move || degraded(&found, &view.view(), &space)),
             disk_full: Box::new(move || room.missing()),
+            adoption: self.adoption.clone(),
+            adopt: Box::new(move || Box::pin(adopting.clone().adopt())),
+            backup: Box::new(move || Box::pin(backing_up.clone().begin())),
+            backing_up: Arc::default(),
+            here: self.here.clone(),
             programs: self.config.programs.clone(),
             patience: http::Patience {
                 heartbeat_ages: self.config.heartbeat_ages,
@@ -371,32 +427,6 @@ fn degraded(telling: &Telling, state: &State, room: &Room) -> Vec<Degraded> {
     degraded
 }
 
-/// Goes on with what waited for room whenever there is room again.
-fn watch_room(
-    room: &Room,
-    paths: &Paths,
-    address: SocketAddr,
-    handle: &Handle,
-    fleet: &Fleet,
-) -> impl Future<Output = ()> + use<> {
-    let (paths, handle, fleet) = (paths.clone(), handle.clone(), fleet.clone());
-    room.clone().watch(async move || {
-        // Each was warned of when it failed first, and has its next try when room returns the next time.
-        tell_address(&paths, address).ok();
-        fleet.make_scratch().ok();
-        handle.tick().await.ok();
-    })
-}
-
-/// Writes down how the server is reached. It seldom changes, and what is not written needs no syncs on the way to ready.
-fn tell_address(paths: &Paths, address: SocketAddr) -> Result<(), FileError> {
-    let (path, told) = (paths.address(), format!("{address}\n"));
-    if std::fs::read(&path).ok().as_deref() == Some(told.as_bytes()) {
-        return Ok(());
-    }
-    replace_file(&path, told.as_bytes())
-}
-
 /// Tells whoever started the server; that nobody listens any more is no reason to stop.
 fn say(line: &str) {
     use std::io::Write as _;
@@ -412,36 +442,6 @@ async fn perform(mut effects: mpsc::UnboundedReceiver<Durable<Vec<Effect>>>, fle
     while let Some(effects) = effects.recv().await {
         crash_point("serve.before_effects");
         fleet.perform(effects);
-    }
-}
-
-/// Wakes the driver when something is due by time alone, and not otherwise.
-#[expect(clippy::disallowed_methods, reason = "this is where due times become events")]
-async fn tick(handle: Handle) {
-    let mut changes = handle.changes();
-    let mut asked = None;
-    loop {
-        let due = changes.borrow_and_update().next_due();
-        let wait = async {
-            match due {
-                // It comes with the next change; if it was not due yet by the driver's clock, it is asked for again.
-                Some(due) if asked == Some(due) => tokio::time::sleep(limits::CLOCK_LOOK).await,
-                // Looked at again and again: whoever sets the clock, or wakes the machine from its sleep, tells nobody.
-                Some(due) => {
-                    tokio::time::sleep(due.since(clock::now()).min(limits::CLOCK_LOOK)).await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = wait => {
-                asked = due.filter(|due| *due <= clock::now());
-                if handle.tick().await.is_err() {
-                    return;
-                }
-            }
-            changed = changes.changed() => if changed.is_err() { return },
-        }
     }
 }
 

@@ -29,6 +29,11 @@ pub const STAGES: &[Stage] = &[
     Stage { name: TRASH, depends_on: &[ATTEMPTS], critical: false },
 ];
 
+/// The stages that do something with the world: a copied data directory has them when it is adopted.
+pub fn held() -> Vec<Stage> {
+    STAGES.iter().filter(|stage| ![STORAGE, STATE].contains(&stage.name)).copied().collect()
+}
+
 /// The write-ahead log is opened and made whole.
 pub const STORAGE: &str = "storage";
 /// State is summed up; from here on the API answers everything.
@@ -197,18 +202,32 @@ pub async fn catch_up<Performing>(
         }
         wait(backoff(limits::STAGE_PAUSE, limits::STAGE_AGAIN_MAX, failures.saturating_sub(1)))
             .await;
-        for stage in std::mem::take(&mut left) {
-            telling.begins(stage.name);
-            match perform(stage.name).await {
-                Ok(report) => telling.succeeds(stage.name, report),
-                Err(failure) => {
-                    telling.fails(stage.name, failure.cause.clone());
-                    telling.goes_without(stage.name, failure.cause, remedy());
-                    left.push(stage);
-                }
+        left = once_more(left, telling, &perform).await;
+    }
+}
+
+/// Tries stages once more, one after the other. Gives back those that failed.
+pub async fn once_more<Performing>(
+    stages: Vec<Stage>,
+    telling: &Telling,
+    perform: impl Fn(&'static str) -> Performing,
+) -> Vec<Stage>
+where
+    Performing: Future<Output = Result<Report, Failure>>,
+{
+    let mut left = Vec::new();
+    for stage in stages {
+        telling.begins(stage.name);
+        match perform(stage.name).await {
+            Ok(report) => telling.succeeds(stage.name, report),
+            Err(failure) => {
+                telling.fails(stage.name, failure.cause.clone());
+                telling.goes_without(stage.name, failure.cause, remedy());
+                left.push(stage);
             }
         }
     }
+    left
 }
 
 #[expect(clippy::disallowed_methods, reason = "nobody tells when what failed would succeed")]

@@ -1,5 +1,6 @@
 //! What is true: the durable record of everything, and the disk it stands on. Knows neither the world nor the face.
 
+pub mod adoption;
 pub mod degraded;
 pub mod disk;
 pub mod driver;

@@ -1,5 +1,6 @@
 //! What is outside: observed and acted upon, never remembered.
 
+pub mod backup;
 pub mod copy;
 pub mod diff;
 pub mod files;

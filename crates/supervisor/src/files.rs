@@ -53,7 +53,15 @@ impl FileError {
 ///
 /// On any error the old file stays and the temporary one goes.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let temp = write_temp(path, bytes)?;
+    replace_file_by(path, |file| file.write_all(bytes))
+}
+
+/// The same with what `write` puts into the new file. Where that fails, the old one stays.
+pub fn replace_file_by(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let temp = write_temp(path, write)?;
     #[expect(clippy::disallowed_methods, reason = "this is the function that others shall use")]
     let renamed = fs::rename(&temp, path);
     renamed.map_err(FileError::at("replace", path)).inspect_err(|_| remove_temp(&temp))?;
@@ -65,7 +73,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// By a link, because a file created in place could be found torn, and because every file system has links, where an exclusive
 /// rename is not everywhere. The directory is synced by the caller.
 pub(crate) fn create_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let temp = write_temp(path, bytes)?;
+    let temp = write_temp(path, |file| file.write_all(bytes))?;
     crate::crash_point("supervisor.started_written");
     let linked = fs::hard_link(&temp, path).map_err(FileError::at("create", path));
     remove_temp(&temp);
@@ -73,17 +81,22 @@ pub(crate) fn create_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 }
 
 /// Writes a new file beside `path` and syncs it. Names are unique: by pid, and by a count in this process.
-fn write_temp(path: &Path, bytes: &[u8]) -> Result<PathBuf, FileError> {
+fn write_temp(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<PathBuf, FileError> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temp = parent(path)?.join(format!(".{name}.{}.{count}{TEMP_SUFFIX}", std::process::id()));
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;
-        file.write_all(bytes)?;
+    let written = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let mut file = options.open(&temp)?;
+        write(&mut file)?;
         file.sync_data()
     };
-    write().map_err(FileError::at("write", &temp)).inspect_err(|_| remove_temp(&temp))?;
+    written().map_err(FileError::at("write", &temp)).inspect_err(|_| remove_temp(&temp))?;
     Ok(temp)
 }
 

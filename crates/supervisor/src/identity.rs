@@ -9,9 +9,10 @@ use std::path::Path;
 use outlive_core::evidence::Seen;
 use outlive_core::ids::ProcessRef;
 use outlive_core::planted::planted;
+use outlive_core::spec::{Reading, file as name};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::files::FileError;
+use crate::files::{FileError, read_spec};
 
 /// The boot and the pid namespace that one lives in: within them pids can be judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub struct Here {
     pub boot_id: String,
     /// Inode of `/proc/self/ns/pid`.
     pub pid_namespace: u64,
+    /// The life of the data directory, with which the mark of every process of ours begins, where there is another: what was
+    /// started by the keep directories of its original is not ours. None: every keep directory that is found is ours.
+    pub life: Option<String>,
 }
 
 impl Here {
@@ -29,7 +33,26 @@ impl Here {
         let boot_id = fs::read_to_string(path).map_err(FileError::at("read", path))?;
         let path = Path::new("/proc/self/ns/pid");
         let namespace = fs::metadata(path).map_err(FileError::at("look at", path))?;
-        Ok(Self { boot_id: boot_id.trim_end().to_owned(), pid_namespace: namespace.ino() })
+        let boot_id = boot_id.trim_end().to_owned();
+        Ok(Self { boot_id, pid_namespace: namespace.ino(), life: None })
+    }
+
+    /// The same in a data directory of this life.
+    #[must_use]
+    pub fn of_life(self, life: String) -> Self {
+        Self { life: Some(life), ..self }
+    }
+
+    /// Whether what was started by a keep directory is ours, and not the original's of a copy.
+    pub fn owns(&self, keep: &Path) -> bool {
+        let Some(life) = &self.life else { return true };
+        match read_spec(keep) {
+            Reading::Valid(spec) => {
+                spec.mark.strip_prefix(life.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            }
+            Reading::Absent => !keep.join(name::STARTED).exists(),
+            Reading::Damaged(_) => false,
+        }
     }
 
     /// Whether a process named by `other` can be judged from here.
@@ -40,7 +63,7 @@ impl Here {
     /// The full name of the process that has this pid now; none if nobody has it.
     pub fn name(&self, pid: u32) -> Option<ProcessRef> {
         let start_ticks = Stat::read(pid)?.start_ticks;
-        let Self { boot_id, pid_namespace } = self.clone();
+        let Self { boot_id, pid_namespace, life: _ } = self.clone();
         Some(ProcessRef { boot_id, pid_namespace, pid, start_ticks })
     }
 

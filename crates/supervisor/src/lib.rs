@@ -48,7 +48,8 @@ use claim::Gifts;
 pub use clock::boot_ms;
 pub use crash::{CRASH_POINTS, crash_point};
 pub use files::{
-    FileError, read_sentinel, read_spec, read_started, read_stop, replace_file, wake, write_stop,
+    FileError, read_sentinel, read_spec, read_started, read_stop, replace_file, replace_file_by,
+    wake, write_stop,
 };
 pub use holder::Holder;
 pub use identity::{Here, open_process, self_ref, signal};

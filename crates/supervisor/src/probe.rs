@@ -25,6 +25,9 @@ const LOCK_TEXT_BYTES_MAX: u64 = 4096;
 /// `survivors` is counted in the cgroup leaf. Where there is none, all processes of the machine are looked through for the mark,
 /// but only when nobody keeps the tree and its main process is gone: before that nothing depends on the number, which stays 0.
 pub fn probe(dir: &Path, me: &Here) -> Evidence {
+    if !me.owns(dir) {
+        return of_the_original(dir);
+    }
     // The lock is asked first: a keeper that ends in between has recorded its outcome before it let go.
     let lock = ask_lock(dir, me);
     let started = read_started(dir);
@@ -52,6 +55,26 @@ pub fn probe(dir: &Path, me: &Here) -> Evidence {
     }
 }
 
+/// What can be read in a copied keep directory. Processes that it names, and locks on files of the same names, are the original's:
+/// nobody looks for them, so nobody takes them over or ends them.
+fn of_the_original(dir: &Path) -> Evidence {
+    let (outcome, tree_empty) = outcome::read_slots(dir);
+    let started = read_started(dir);
+    Evidence {
+        agent: if started.valid().is_some() { Seen::Original } else { Seen::NotNamed },
+        outcome,
+        tree_empty,
+        lock: Lock::Free,
+        started,
+        oom_kill: false,
+        survivors: 0,
+        result: None,
+        // How long it has run there nobody knows here.
+        past_deadline: false,
+        sentinel_damage: None,
+    }
+}
+
 fn look_for(started: &Started, me: &Here) -> Seen {
     let seen = me.look_for(&started.agent);
     let Some(mark) = &started.namespace else { return seen };
@@ -59,7 +82,9 @@ fn look_for(started: &Started, me: &Here) -> Seen {
         Seen::OtherNamespace => namespace::has_ended(mark),
         // It has the number of ours and is another one: then the number was given away again.
         Seen::Gone => namespace::is_another(mark),
-        Seen::NotNamed | Seen::Alive | Seen::OtherBoot | Seen::NamespaceEnded => false,
+        Seen::NotNamed | Seen::Alive | Seen::OtherBoot | Seen::NamespaceEnded | Seen::Original => {
+            false
+        }
     };
     if ended { Seen::NamespaceEnded } else { seen }
 }

@@ -74,6 +74,7 @@ fn every_evidence() -> Vec<Evidence> {
         Seen::OtherBoot,
         Seen::OtherNamespace,
         Seen::NamespaceEnded,
+        Seen::Original,
     ];
     let results = [None, Some(AgentResult { success: true, text: String::new() })];
     let mut all = Vec::new();
@@ -113,7 +114,7 @@ const INTENTS: [Intent; 3] =
 fn expected(e: &Evidence, intent: Intent) -> Verdict {
     let stopping = intent != Intent::Running;
     let emptied = matches!(e.tree_empty, Reading::Valid(_));
-    let swept = matches!(e.agent, Seen::OtherBoot | Seen::NamespaceEnded);
+    let swept = matches!(e.agent, Seen::OtherBoot | Seen::NamespaceEnded | Seen::Original);
     let gone = swept || e.agent == Seen::Gone;
     let survivors = e.agent == Seen::Gone && e.survivors > 0 && !emptied;
     match (&e.outcome, &e.lock) {
@@ -143,6 +144,7 @@ fn expected(e: &Evidence, intent: Intent) -> Verdict {
         }
         _ if swept && e.past_deadline => Verdict::TimedOut,
         _ if e.agent == Seen::OtherBoot => Verdict::Interrupted(Interruption::Reboot),
+        _ if e.agent == Seen::Original => Verdict::Interrupted(Interruption::Copied),
         _ if swept => Verdict::Interrupted(Interruption::NamespaceEnded),
         _ if e.oom_kill => Verdict::Interrupted(Interruption::OutOfMemory),
         _ => Verdict::Unknown,

@@ -61,6 +61,17 @@ impl State {
         }
     }
 
+    /// Whether a request only changes the record of a job that has not begun: that may be asked of a copied data directory too, so
+    /// that what the original has done meanwhile can be taken out of the queue before the copy is let go.
+    pub fn is_about_what_has_not_begun(&self, request: &Request) -> bool {
+        let (Request::Hold(id) | Request::Cancel(id) | Request::Edit { job: id, .. }) = request
+        else {
+            return false;
+        };
+        let works = |job: &Job| job.phase.work(id).is_some();
+        !self.jobs.get(id).is_some_and(|job| works(job))
+    }
+
     /// The job, if it is there, whole, and in a phase that allows the action.
     fn asked(&self, id: &JobId, action: Action) -> Result<&Job, Refusal> {
         let entity = job_entity(id);

@@ -20,6 +20,9 @@ use crate::time::Timestamp;
 impl State {
     /// The next thing that is due, as events to apply; empty when nothing is. Call again after applying.
     pub fn due(&self, now: Timestamp, rules: Rules) -> Vec<Event> {
+        if rules.held {
+            return Vec::new();
+        }
         self.timer_due(now)
             .or_else(|| self.pause_astray(now))
             .or_else(|| self.repo_waiter_due())

@@ -76,6 +76,10 @@ fn how_it_ended(job: &Job, verdict: &Verdict, evidence: &Evidence) -> (EndedBy, 
             let reason = "the pid namespace (container) it ran in ended";
             (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
         }
+        Verdict::Interrupted(Interruption::Copied) => {
+            let reason = "it ran in the data directory that this one is a copy of";
+            (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))
+        }
         Verdict::Interrupted(Interruption::OutOfMemory) => {
             let reason = "the kernel ended it for want of memory";
             (EndedBy::Interruption, unproven(OutcomeKind::Interrupted, reason))

@@ -58,7 +58,7 @@ struct Rig {
 
 impl Rig {
     fn new(running_max: u32) -> Self {
-        let rules = Rules { running_max, has_room: true };
+        let rules = Rules { running_max, has_room: true, held: false };
         let (records, effects) = (vec![], vec![]);
         Self {
             state: State::default(),

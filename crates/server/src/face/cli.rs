@@ -2,7 +2,9 @@
 //!
 //! Absent: what `serve` and `demo` do (they are handed in), and the hidden verbs, which are decided before this is called.
 
+mod adopt_data;
 mod ask;
+mod backup;
 mod ending;
 mod engine;
 mod failure;
@@ -163,6 +165,10 @@ enum Verb {
     Stats(stats::Stats),
     /// What the server found and did when it started
     StartupLog(startup_log::StartupLog),
+    /// Write everything into a file, while the server works
+    Backup(backup::Backup),
+    /// Let a copied data directory, or a restored backup, go on where its original stood
+    AdoptData(adopt_data::AdoptData),
     /// Look into a data directory's write-ahead log; nothing is touched
     Wal(wal::Wal),
 }
@@ -238,6 +244,8 @@ fn client_verb(verb: Verb, context: &Context) -> Result<Status, Failure> {
         Verb::Engine(verb) => verb.run(context),
         Verb::Stats(verb) => verb.run(context),
         Verb::StartupLog(verb) => verb.run(context),
+        Verb::Backup(verb) => verb.run(context),
+        Verb::AdoptData(verb) => verb.run(context),
         Verb::Wal(verb) => verb.run(),
         Verb::Serve { .. } | Verb::Demo(_) => Ok(SUCCESS),
     }

@@ -1,6 +1,7 @@
 //! The HTTP API. Reads come from the published view, changes go to the driver; nothing here knows how either does it.
 
 mod admin;
+mod backup;
 mod body;
 mod door;
 mod events;
@@ -24,16 +25,20 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post};
+use futures_util::future::BoxFuture;
 use outlive_core::ids::JobId;
 use outlive_core::job::Job;
 use outlive_core::request::{Granted, Request};
+use outlive_supervisor::Here;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::data_dir::Paths;
+use crate::truth::adoption::Adoption;
 use crate::truth::degraded::Degraded;
 use crate::truth::driver::Handle;
-use crate::truth::view::Sight;
+use crate::truth::view::{Backup, Sight};
 
 pub use door::Door;
 pub use problem::Problem;
@@ -45,6 +50,9 @@ const BODY_BYTES_MAX: usize = 8 << 20;
 /// What the API stands on.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
+
+/// See [`Parts::adopt`].
+pub type Adopt = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<bool>> + Send + Sync>;
 
 /// The parts of [`App`].
 pub struct Parts {
@@ -66,6 +74,16 @@ pub struct Parts {
     pub degraded: Box<dyn Fn() -> Vec<Degraded> + Send + Sync>,
     /// What is missing for new work, in words, while nothing new is accepted.
     pub disk_full: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Whether anything is done at all.
+    pub adoption: Adoption,
+    /// Adopts a copied data directory; whether there was anything to do.
+    pub adopt: Adopt,
+    /// Begins a backup of what is durable now.
+    pub backup: Box<dyn Fn() -> BoxFuture<'static, Backup> + Send + Sync>,
+    /// Held while one is made: one at a time.
+    pub backing_up: Arc<Mutex<()>>,
+    /// Which processes can be looked for from here.
+    pub here: Here,
     /// Programs of engines that are not in `PATH`.
     pub programs: std::collections::BTreeMap<String, String>,
     /// From when on a silent supervisor or agent is noticed.
@@ -131,6 +149,8 @@ pub fn router(parts: Parts) -> Router {
         .route("/stats", get(stats::stats))
         .route("/engines", get(admin::engines))
         .route("/admin/startup-log", get(admin::startup_log))
+        .route("/admin/backup", get(backup::get))
+        .route("/admin/adopt-data", post(admin::adopt_data))
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(app.clone(), guard::token));
     let metrics = get(metrics::metrics);
@@ -180,7 +200,8 @@ impl App {
 
     /// Why nothing that is queued begins now, if that is so.
     fn hindrance(&self) -> Option<String> {
-        (self.disk_full)().map(|missing| format!("room: {missing}"))
+        let copy = self.adoption.held().map(|why| format!("`outlive adopt-data`: {why}"));
+        copy.or_else(|| (self.disk_full)().map(|missing| format!("room: {missing}")))
     }
 
     /// Refuses what adds to what is kept (new work, another prompt) while the disk is nearly full, before anything is accepted. What

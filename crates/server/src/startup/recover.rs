@@ -10,9 +10,8 @@ use outlive_supervisor::crash_point;
 
 use super::told::Report;
 use crate::data_dir::{Instance, Paths};
-use crate::truth::disk::RealDisk;
 use crate::truth::driver::Handle;
-use crate::truth::store::{Replayed, replay};
+use crate::truth::store::{Replayed, log_config, replay};
 use crate::truth::wal::{self, Opened, WalError};
 use crate::world::fleet::Fleet;
 
@@ -21,14 +20,7 @@ use crate::world::fleet::Fleet;
 /// # Errors
 /// It cannot be opened.
 pub fn storage(paths: &Paths, instance: &Instance) -> Result<Opened, WalError> {
-    let instance = uuid::Uuid::parse_str(&instance.instance).unwrap_or_default();
-    let opened = wal::open(wal::Config::new(
-        Arc::new(RealDisk),
-        paths.wal(),
-        paths.quarantine(),
-        *instance.as_bytes(),
-        || u64::from_le_bytes(crate::random::bytes()),
-    ))?;
+    let opened = wal::open(log_config(paths, instance))?;
     crash_point("startup.storage");
     Ok(opened)
 }

@@ -157,6 +157,11 @@ impl Report {
         let counts = counts.map(|(name, count)| (name.to_string(), count)).into();
         Self { counts, notes: Vec::new() }
     }
+
+    /// Nothing was done: the data directory is a copy that nobody has adopted.
+    pub fn held() -> Self {
+        Self { notes: vec!["held until this data directory is adopted".into()], ..Self::default() }
+    }
 }
 
 impl Telling {
@@ -290,6 +295,15 @@ impl Telling {
         });
     }
 
+    /// A copied data directory is one of its own from here on, and what its start had left undone is done.
+    pub fn is_adopted(&self) {
+        self.change(|start| {
+            start.degraded.retain(|it| it.kind != Kind::Copy);
+            let ready_ms = start.ready_ms.unwrap_or_default();
+            start.summary = format!("{}, {ready_ms:.1} ms, then adopted", start.sentence());
+        });
+    }
+
     /// No stage is left.
     pub fn is_complete(&self) {
         self.keep();
@@ -351,8 +365,10 @@ impl Start {
             let stage = self.stages.iter().find(|it| it.name == stage);
             stage.and_then(|stage| stage.counts.get(name).copied()).unwrap_or(0)
         };
+        let held = self.degraded.iter().any(|it| it.kind == Kind::Copy);
+        let held = if held { "HELD, FOR IT IS A COPY (see `outlive adopt-data`): " } else { "" };
         format!(
-            "{} recovered, {} re-adopted, {} lost",
+            "{held}{} recovered, {} re-adopted, {} lost",
             counted(count(super::STATE, "not_ended"), "job"),
             counted(count(super::ATTEMPTS, "adopted"), "agent"),
             count(super::STATE, "unavailable"),

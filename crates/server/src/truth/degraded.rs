@@ -22,6 +22,8 @@ pub struct Degraded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
+    /// The whole data directory: it is a copy that nobody has adopted.
+    Copy,
     /// Room for new work.
     Disk,
     /// A job whose records are damaged.
@@ -36,11 +38,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Disk, Self::Job, Self::Repo, Self::Records, Self::Stage];
+    pub const ALL: [Self; 6] =
+        [Self::Copy, Self::Disk, Self::Job, Self::Repo, Self::Records, Self::Stage];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Copy => "copy",
             Self::Disk => "disk",
             Self::Job => "job",
             Self::Repo => "repo",
@@ -54,6 +58,14 @@ impl Degraded {
     /// It is an entity whose records are damaged.
     pub fn is_of_records(&self) -> bool {
         matches!(self.kind, Kind::Job | Kind::Repo | Kind::Records)
+    }
+
+    /// A copied data directory.
+    pub fn copy(cause: String, since: String) -> Self {
+        let remedy = "make sure that its original does not run any more, then `outlive adopt-data`: \
+                      until then nothing is launched, judged, ended, or cleared away";
+        let resource = "the data directory".into();
+        Self { kind: Kind::Copy, resource, cause, since, remedy: remedy.into() }
     }
 
     /// No room for new work.

@@ -15,6 +15,7 @@ use outlive_core::state::{Rules, State};
 use outlive_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::truth::adoption::Adoption;
 use crate::truth::room::Room;
 use crate::truth::wal::{Batch, Draft, Durable, Wal};
 
@@ -171,11 +172,28 @@ pub fn wire(state: &State) -> Wiring {
     Wiring { handle, outlet, effects, inputs: Inputs(inputs) }
 }
 
+/// On what terms things happen, besides what State says.
+#[derive(Debug)]
+pub struct Terms {
+    /// Agents alive at once.
+    pub running_max: u32,
+    /// Whether there is room to begin something new.
+    pub room: Room,
+    /// Whether anything is to happen at all.
+    pub adoption: Adoption,
+}
+
+impl Terms {
+    fn rules(&self) -> Rules {
+        let (running_max, has_room) = (self.running_max, self.room.is_there());
+        Rules { running_max, has_room, held: self.adoption.held().is_some() }
+    }
+}
+
 /// Owner of State and of the way into the WAL.
 pub struct Driver {
     state: State,
-    running_max: u32,
-    room: Room,
+    terms: Terms,
     clock: fn() -> Timestamp,
     wal: Wal<Commit>,
     inputs: mpsc::Receiver<Input>,
@@ -201,15 +219,14 @@ impl Driver {
     /// Puts the driver together; [`Driver::run`] makes it go.
     pub fn new(
         state: State,
-        running_max: u32,
-        room: Room,
+        terms: Terms,
         clock: fn() -> Timestamp,
         wal: Wal<Commit>,
         inputs: Inputs,
         started: Event,
     ) -> Self {
         let started = Some(started);
-        Self { state, running_max, room, clock, wal, inputs: inputs.0, started }
+        Self { state, terms, clock, wal, inputs: inputs.0, started }
     }
 
     /// Works until every handle is gone.
@@ -246,7 +263,13 @@ impl Driver {
                 self.state.observe(&report, now)
             }
             Input::Ask { request, by, reply } => {
-                let (answer, events) = match self.state.decide(*request, &by) {
+                let held = self.terms.adoption.held();
+                let held = held.filter(|_| !self.state.is_about_what_has_not_begun(&request));
+                let decided = match held {
+                    Some(why) => Err(Refusal::NotAdopted(why.to_string())),
+                    None => self.state.decide(*request, &by),
+                };
+                let (answer, events) = match decided {
                     Ok((events, granted)) => (Ok(granted), events),
                     Err(refusal) => (Err(refusal), Vec::new()),
                 };
@@ -259,7 +282,7 @@ impl Driver {
 
     /// Makes records of events and of everything that comes due with them.
     fn write_down(&mut self, mut events: Vec<Event>, now: Timestamp, gathered: &mut Gathered) {
-        let rules = Rules { running_max: self.running_max, has_room: self.room.is_there() };
+        let rules = self.terms.rules();
         loop {
             let lsn = self.state.lsn().next();
             let mut links: Vec<Link> = Vec::new();

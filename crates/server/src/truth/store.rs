@@ -10,7 +10,17 @@ use outlive_core::ids::Lsn;
 use outlive_core::record::Record;
 use outlive_core::state::State;
 
-use crate::truth::wal::{Checkpointer, Opened};
+use crate::data_dir::{Instance, Paths};
+use crate::truth::disk::RealDisk;
+use crate::truth::wal::{Checkpointer, Config, Opened};
+
+/// How the write-ahead log of a data directory is opened.
+pub fn log_config(paths: &Paths, instance: &Instance) -> Config {
+    let instance = uuid::Uuid::parse_str(&instance.instance).unwrap_or_default();
+    let nonce = || u64::from_le_bytes(crate::random::bytes());
+    let (disk, quarantine) = (Arc::new(RealDisk), paths.quarantine());
+    Config::new(disk, paths.wal(), quarantine, *instance.as_bytes(), nonce)
+}
 
 /// What replaying found wrong, for the startup log.
 #[derive(Debug, Default)]

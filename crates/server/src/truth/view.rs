@@ -1,8 +1,20 @@
 //! What may be read beside State: the world as it is asked about by those who show it. Implemented where the world is.
 
-use outlive_core::ids::RepoName;
+use outlive_core::ids::{Lsn, RepoName};
 use outlive_core::job::Job;
 use serde::Serialize;
+use tokio::sync::mpsc::Receiver;
+
+/// A backup on its way: a tar archive of everything that was durable when it was begun.
+#[derive(Debug)]
+pub struct Backup {
+    /// The last record in it.
+    pub lsn: Lsn,
+    /// How many jobs are in it.
+    pub jobs: usize,
+    /// The archive, piece by piece. It is whole if no piece is an error.
+    pub pieces: Receiver<std::io::Result<Vec<u8>>>,
+}
 
 /// Git's view of a repo's source copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

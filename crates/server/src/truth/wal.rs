@@ -6,6 +6,7 @@
 //! Absent: what a record's body means. Bodies are opaque bytes, entities are names.
 
 mod checkpoint;
+mod found;
 mod inspect;
 mod judge;
 mod reader;
@@ -29,6 +30,7 @@ use outlive_core::record::{EntityKey, Record, TooLarge};
 use outlive_supervisor::crash_point;
 
 pub use self::checkpoint::Checkpointer;
+pub use self::found::found;
 pub use self::inspect::{CheckpointSeen, Inventory, SegmentSeen, dump, instance_in, verify};
 pub use self::recover::{Log, open};
 pub use self::writer::{Batch, Draft, Durable, NextSegment, SubmitError, Wal, abort};

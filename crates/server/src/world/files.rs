@@ -6,7 +6,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -254,6 +254,17 @@ fn open_beneath(root: &Path, relative: &Path, flags: OFlags) -> Result<OwnedFd, 
         Ok(fd) => Ok(fd),
         Err(Errno::XDEV | Errno::LOOP) => Err(Escape::LeadsOut(relative.to_owned())),
         Err(e) => Err(FileError::on("open", root.join(relative))(e).into()),
+    }
+}
+
+/// Opens what is below a directory and no symlink leads to, itself included.
+pub fn open_plain(root: BorrowedFd<'_>, relative: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            open_stepwise(rustix::io::fcntl_dupfd_cloexec(root, 0)?, relative, flags)
+        }
+        opened => opened,
     }
 }
 

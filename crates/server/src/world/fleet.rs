@@ -21,7 +21,7 @@ use outlive_supervisor::{
     Here, Holder, boot_ms, crash_point, exit, open_process, probe, read_started, wake, write_stop,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::truth::driver::Handle;
@@ -56,6 +56,8 @@ struct Inner {
     handle: Handle,
     tracker: TaskTracker,
     tasks: Mutex<BTreeMap<Work, mpsc::Sender<Order>>>,
+    /// Read by whoever needs jobs' directories to stay; written by whoever clears them away.
+    still: Arc<RwLock<()>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +76,13 @@ impl Fleet {
         handle: Handle,
         tracker: TaskTracker,
     ) -> Self {
-        let tasks = Mutex::new(BTreeMap::new());
-        Self(Arc::new(Inner { surroundings, here, handle, tracker, tasks }))
+        let (tasks, still) = (Mutex::new(BTreeMap::new()), Arc::default());
+        Self(Arc::new(Inner { surroundings, here, handle, tracker, tasks, still }))
+    }
+
+    /// As long as this is held, no job's directory is cleared away, whatever is removed.
+    pub async fn keep_still(&self) -> OwnedRwLockReadGuard<()> {
+        self.0.still.clone().read_owned().await
     }
 
     /// Performs effects in their order, each work's on its own task. Only what is durable can get here (I1).
@@ -225,7 +232,12 @@ impl WorkTask {
     }
 
     async fn obey(&mut self, order: Order) {
+        let keep = self.inner.surroundings.paths.keep(&self.work);
         match order {
+            // Whoever took care of it here would find, and end, the processes of the original.
+            Order::Caretake { .. } | Order::Stop(_) if !self.inner.here.owns(&keep) => {
+                self.report().await;
+            }
             Order::Launch => self.launch().await,
             Order::Watch => self.watch().await,
             Order::Caretake { empty_tree } => {
@@ -252,7 +264,7 @@ impl WorkTask {
         let prepared = self
             .inner
             .tracker
-            .spawn_blocking(move || inner.surroundings.prepare(&work, &state))
+            .spawn_blocking(move || inner.surroundings.prepare(&work, &state, &inner.here))
             .await;
         crash_point("fleet.after_prepare");
         match prepared {

@@ -12,7 +12,7 @@ use outlive_core::limits;
 use outlive_core::repo::OperationKind;
 use outlive_core::spec::{self, Capture, Spec, file};
 use outlive_core::state::State;
-use outlive_supervisor::replace_file;
+use outlive_supervisor::{Here, replace_file};
 
 use crate::data_dir::{Paths, make_private_dir};
 use crate::world::files::dir_sync;
@@ -45,6 +45,8 @@ pub struct Surroundings {
     pub paths: Paths,
     /// The data directory's UUID.
     pub instance: String,
+    /// What the marks of its processes begin with.
+    pub life: String,
     /// Our own program.
     pub exe: String,
     /// Between two heartbeats.
@@ -65,9 +67,10 @@ impl Surroundings {
     ///
     /// # Errors
     /// See [`LaunchError`].
-    pub fn prepare(&self, work: &Work, state: &State) -> Result<PathBuf, LaunchError> {
+    pub fn prepare(&self, work: &Work, state: &State, here: &Here) -> Result<PathBuf, LaunchError> {
         let dir = self.paths.keep(work);
-        if dir.join(file::SPEC).exists() {
+        // One that was copied names the original's paths, and its mark: it is written anew.
+        if dir.join(file::SPEC).exists() && here.owns(&dir) {
             // Whoever wrote it may have died before its name, or a name above it, was durable.
             self.sync_upwards(&dir.join(file::SPEC))?;
             return Ok(dir);
@@ -141,7 +144,7 @@ impl Surroundings {
         let own = own.map(|(name, value)| (name.to_string(), value));
         let wanted = job.task.env.iter().map(|(name, value)| (name.clone(), value.clone()));
         Ok(Spec {
-            mark: format!("{}/{}/{}", self.instance, job.id, attempt.n),
+            mark: format!("{}/{}/{}", self.life, job.id, attempt.n),
             job: job.id.to_string(),
             attempt: attempt.n.get(),
             engine: engine.name.to_string(),
@@ -158,7 +161,7 @@ impl Surroundings {
             memory_bytes_max: job.task.limits.memory_bytes,
             pids_max: job.task.limits.pids,
             idle_output_ms: job.task.limits.idle_output_ms,
-            cgroup: format!("{}/{}-{}", short(&self.instance), job.id, attempt.n),
+            cgroup: format!("{}/{}-{}", short(&self.life), job.id, attempt.n),
             ..self.spec()
         })
     }
@@ -213,7 +216,7 @@ impl Surroundings {
         argv.push(format!("--trash={}", text_of(&self.paths.trash())));
         argv.push(format!("--instance={}", self.instance));
         Ok(Spec {
-            mark: format!("{}/operation/{id}", self.instance),
+            mark: format!("{}/operation/{id}", self.life),
             job: format!("operation {id}"),
             attempt: 0,
             engine: "operation".to_string(),
@@ -222,7 +225,7 @@ impl Surroundings {
             stdout: text_of(&dir.join("stdout")),
             stderr: text_of(&dir.join("stderr")),
             capture: Capture::File,
-            cgroup: format!("{}/operation-{id}", short(&self.instance)),
+            cgroup: format!("{}/operation-{id}", short(&self.life)),
             ..self.spec()
         })
     }
@@ -287,8 +290,8 @@ fn text_of(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn short(instance: &str) -> &str {
-    instance.get(..8).unwrap_or(instance)
+fn short(life: &str) -> &str {
+    life.get(..8).unwrap_or(life)
 }
 
 /// Removes what a keep directory's process left in the trash way: used for operations that are over.

@@ -383,7 +383,8 @@ impl Rig {
             return Vec::new();
         };
         let instance: Value = serde_json::from_str(&instance).expect("JSON");
-        let mark = format!("OUTLIVE_MARK={}/", instance["instance"].as_str().expect("a UUID"));
+        let life = instance["life"].as_str().or_else(|| instance["instance"].as_str());
+        let mark = format!("OUTLIVE_MARK={}/", life.expect("a UUID"));
         let pids = fs::read_dir("/proc").expect("proc").filter_map(|entry| {
             let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;

@@ -71,6 +71,10 @@ impl List {
         if !found["next_cursor"].is_null() {
             writeln!(out, "… there are more: --limit N shows them")?;
         }
+        let hindrance = clean(at(&found, "/hindrance"));
+        if !hindrance.is_empty() {
+            writeln!(out, "nothing that is queued begins; it waits for {hindrance}")?;
+        }
         Ok(SUCCESS)
     }
 }

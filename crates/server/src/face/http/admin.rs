@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use outlive_core::engine;
 use serde_json::{Value, json};
 
-use super::App;
+use super::{App, Problem};
 
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
@@ -24,6 +24,13 @@ pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) 
 
 pub(super) async fn startup_log(State(app): State<App>) -> Json<Value> {
     Json((app.startup_log)())
+}
+
+/// Makes a copied data directory one of its own. Asking again does no harm.
+pub(super) async fn adopt_data(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    let adopted = (app.adopt)().await.map_err(|error| Problem::broken(format!("{error:#}")))?;
+    let summary = (app.startup_log)()["current"]["summary"].clone();
+    Ok(Json(json!({ "adopted": adopted, "summary": summary })))
 }
 
 pub(super) async fn engines(State(app): State<App>) -> Json<Value> {

@@ -124,7 +124,7 @@ pub(super) async fn list(
     let jobs: Vec<Value> = page.iter().map(shown).collect();
     Ok(Json(json!({
         "jobs": jobs, "next_cursor": next,
-        "queued": state.queued(), "busy": state.busy(),
+        "queued": state.queued(), "busy": state.busy(), "hindrance": hindrance,
     })))
 }
 

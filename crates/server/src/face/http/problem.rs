@@ -104,6 +104,10 @@ impl From<Refusal> for Problem {
             Refusal::LimitReached { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "limit_reached", text)
             }
+            Refusal::NotAdopted(_) => conflict("not_adopted").hint(
+                "if its original does not run any more: `outlive adopt-data`, and everything goes on; \
+                 what has not begun can be held, edited or cancelled before",
+            ),
             Refusal::Unavailable { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text).hint(
                     "its records are damaged; its files are untouched: see `outlive startup-log`",

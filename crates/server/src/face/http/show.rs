@@ -57,7 +57,7 @@ pub(super) fn job(job: &Arc<Job>, state: &State, app: &App) -> Value {
     let hindrance = app.hindrance();
     let mut shown = summary(job, state, hindrance.as_deref(), app.running_max);
     let session = job.session();
-    let live = live_attempt(job, paths, app.patience);
+    let live = live_attempt(job, app);
     let started_at = started_at(job).or_else(|| live.started_at.map(rfc3339));
     let more = json!({
         "timeout_s": job.task.timeout_ms / 1000,
@@ -199,11 +199,11 @@ struct Live {
 }
 
 /// What can be seen of the attempt that is, or may be, alive.
-fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
+fn live_attempt(job: &Job, app: &App) -> Live {
     let Some(work) = job.phase.work(&job.id) else { return Live::default() };
-    let Ok(here) = outlive_supervisor::Here::observe() else { return Live::default() };
+    let (paths, patience) = (&app.paths, app.patience);
     let dir = paths.keep(&work);
-    let evidence = outlive_supervisor::probe(&dir, &here);
+    let evidence = outlive_supervisor::probe(&dir, &app.here);
     let heartbeat = match heartbeat_of(&dir, patience) {
         Reading::Valid(seen) => heartbeat(seen),
         Reading::Absent => Value::Null,
@@ -220,6 +220,7 @@ fn live_attempt(job: &Job, paths: &Paths, patience: Patience) -> Live {
         Seen::OtherBoot => "of another boot",
         Seen::OtherNamespace => "of another pid namespace",
         Seen::NamespaceEnded => "of a pid namespace that has ended",
+        Seen::Original => "of the data directory that this one is a copy of",
     };
     let unenforced = started.map_or_else(Vec::new, |started| started.unenforced.clone());
     let evidence = json!({

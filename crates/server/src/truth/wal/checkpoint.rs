@@ -134,6 +134,44 @@ impl Loaded {
     }
 }
 
+/// Writes a whole checkpoint into a new file, and syncs it.
+pub(super) fn write_file(
+    config: &Config,
+    temp: &Path,
+    lsn: Lsn,
+    entries: impl Iterator<Item = Entry>,
+) -> Result<(), WalError> {
+    let file = config.disk.create_new(temp).map_err(io_at("create", temp))?;
+    let nonce = (config.nonce)();
+    let (mut buf, mut at, mut count) = (Vec::new(), HEADER, 0);
+    let flush = |buf: &mut Vec<u8>, at: &mut u64, file: &dyn DiskFile| {
+        file.write_all_at(buf, *at).map_err(io_at("write", temp))?;
+        *at += buf.len() as u64;
+        buf.clear();
+        Ok::<_, WalError>(())
+    };
+    for entry in entries {
+        count += 1;
+        if count > CHECKPOINT_ENTRIES_MAX {
+            return Err(WalError::TooManyEntries(CHECKPOINT_ENTRIES_MAX));
+        }
+        entry.encode(&mut buf, nonce)?;
+        if buf.len() >= WRITE_BYTES {
+            flush(&mut buf, &mut at, &*file)?;
+        }
+    }
+    encode_end(&mut buf, nonce, lsn);
+    flush(&mut buf, &mut at, &*file)?;
+    let kind = FileKind::Checkpoint;
+    let header = FileHeader { kind, instance: config.instance, nonce, number: lsn.0, count };
+    file.write_all_at(&header.encode(), 0).map_err(io_at("write", temp))?;
+    if planted("wal.no_temp_sync") {
+        return Ok(());
+    }
+    // R3: never renamed before it is synced.
+    file.sync_all().map_err(io_at("sync", temp))
+}
+
 /// Writes checkpoints and removes what they make superfluous. Cheap to clone; one at a time writes.
 #[derive(Debug, Clone)]
 pub struct Checkpointer {
@@ -164,7 +202,8 @@ impl Checkpointer {
         }
         let path = path(&self.config.dir, lsn);
         let temp = path.with_extension(format!("ckpt{TEMP}"));
-        let result = self.write_file(&temp, lsn, entries).and_then(|()| self.put(&temp, &path));
+        let written = write_file(&self.config, &temp, lsn, entries);
+        let result = written.and_then(|()| self.put(&temp, &path));
         if let Err(error) = result {
             // It is of no use; the first error is the one that counts.
             drop(self.config.disk.remove(&temp));
@@ -172,44 +211,6 @@ impl Checkpointer {
         }
         kept.push(lsn);
         self.remove_superfluous(&mut kept)
-    }
-
-    fn write_file(
-        &self,
-        temp: &Path,
-        lsn: Lsn,
-        entries: impl Iterator<Item = Entry>,
-    ) -> Result<(), WalError> {
-        let file = self.config.disk.create_new(temp).map_err(io_at("create", temp))?;
-        let nonce = (self.config.nonce)();
-        let (mut buf, mut at, mut count) = (Vec::new(), HEADER, 0);
-        let flush = |buf: &mut Vec<u8>, at: &mut u64, file: &dyn DiskFile| {
-            file.write_all_at(buf, *at).map_err(io_at("write", temp))?;
-            *at += buf.len() as u64;
-            buf.clear();
-            Ok::<_, WalError>(())
-        };
-        for entry in entries {
-            count += 1;
-            if count > CHECKPOINT_ENTRIES_MAX {
-                return Err(WalError::TooManyEntries(CHECKPOINT_ENTRIES_MAX));
-            }
-            entry.encode(&mut buf, nonce)?;
-            if buf.len() >= WRITE_BYTES {
-                flush(&mut buf, &mut at, &*file)?;
-            }
-        }
-        encode_end(&mut buf, nonce, lsn);
-        flush(&mut buf, &mut at, &*file)?;
-        let kind = FileKind::Checkpoint;
-        let header =
-            FileHeader { kind, instance: self.config.instance, nonce, number: lsn.0, count };
-        file.write_all_at(&header.encode(), 0).map_err(io_at("write", temp))?;
-        if planted("wal.no_temp_sync") {
-            return Ok(());
-        }
-        // R3: never renamed before it is synced.
-        file.sync_all().map_err(io_at("sync", temp))
     }
 
     fn put(&self, temp: &Path, path: &Path) -> Result<(), WalError> {

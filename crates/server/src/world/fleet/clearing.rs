@@ -48,12 +48,18 @@ impl Fleet {
     /// Ids are never used again, so this may take its time.
     pub(super) fn clear_jobs(&self, jobs: Vec<JobId>) {
         let fleet = self.clone();
-        self.0.tracker.spawn_blocking(move || {
+        let clear = move || {
             before_discard();
             for id in jobs {
                 let Surroundings { paths, instance, .. } = &fleet.0.surroundings;
                 fleet.delete(id.as_str(), removal::job(paths, instance, &id));
             }
+        };
+        let (tracker, still) = (self.0.tracker.clone(), self.0.still.clone());
+        self.0.tracker.spawn(async move {
+            let _nobody_needs_them = still.write().await;
+            // It ends with the process at the latest, and the next start does the rest.
+            drop(tracker.spawn_blocking(clear).await);
         });
     }
 

@@ -9,7 +9,7 @@ use outlive_core::limits::RECORD_BODY_BYTES_MAX;
 use super::{INSTANCE, Machine, Model, config};
 use crate::truth::disk::sim::{Fault, Keep, SimDisk};
 use crate::truth::wal::{
-    Batch, Config, Draft, Durable, SubmitError, Wal, WalError, dump, open, verify,
+    Batch, Config, Draft, Durable, SubmitError, Wal, WalError, dump, found, open, verify,
 };
 
 const SEGMENT: u64 = 8192;
@@ -33,6 +33,27 @@ fn an_empty_directory_becomes_a_fresh_log() {
     assert_eq!((opened.report.last_lsn, opened.records.len()), (Lsn::NONE, 0));
     let opened = open(config(&disk.after(Keep::Nothing), SEGMENT)).unwrap();
     assert!(!opened.report.created);
+}
+
+#[test]
+fn a_log_that_begins_with_a_state_has_it_and_goes_on_after_it() {
+    for records in [0, 1, 200] {
+        let disk = SimDisk::default();
+        let mut model = Model::default();
+        drop(model.batch(&vec![30; records]));
+        let lsn = Lsn(model.last());
+        let made = found(&config(&disk, SEGMENT), lsn, model.entries(lsn.0).into_iter());
+        assert_eq!(made.unwrap().len(), if records == 0 { 1 } else { 2 });
+        model.acknowledged = model.last();
+        let opened = open(config(&disk.after(Keep::All), SEGMENT)).unwrap();
+        assert!(opened.report.damage.is_empty() && !opened.report.created, "{:?}", opened.report);
+        assert_eq!(model.check(&opened, "founded"), lsn.0);
+        let mut machine = Machine::new(opened);
+        // The short segment first, then usual ones.
+        for _ in 0..40 {
+            machine.group(&mut model, &[3000]).unwrap();
+        }
+    }
 }
 
 // Proves I1: what comes out of on_durable is on disk, and in the order it was submitted.
