@@ -17,10 +17,8 @@ pub(crate) fn measure(extent: Extent) -> anyhow::Result<Vec<Row>> {
     let rig = Rig::start(count)?;
     rig.run_sleepers(count)?;
     let supervisors = rig.supervisors();
-    let column = |name: &str| -> anyhow::Result<Samples> {
-        supervisors.iter().map(|supervisor| kib(supervisor, name)).collect()
-    };
-    let pss = column("Pss")?;
+    let column = |name: &str| column(&supervisors, name);
+    let pss = pss(&supervisors)?;
     let beside = format!("{} supervisors alive", supervisors.len());
     let mut rows = vec![
         Row::new("supervisor, PSS", Unit::KiB, &pss).beside(beside).goal(Unit::KiB, &pss, 1024.0),
@@ -39,6 +37,15 @@ pub(crate) fn measure(extent: Extent) -> anyhow::Result<Vec<Row>> {
     let row = |(place, kib)| Row::new(format!("of its own, written: {place}"), Unit::KiB, &kib);
     rows.extend(places.into_iter().map(row));
     Ok(rows)
+}
+
+/// The proportional set size of each.
+pub(crate) fn pss(supervisors: &[ProcessRef]) -> anyhow::Result<Samples> {
+    column(supervisors, "Pss")
+}
+
+fn column(supervisors: &[ProcessRef], name: &str) -> anyhow::Result<Samples> {
+    supervisors.iter().map(|supervisor| kib(supervisor, name)).collect()
 }
 
 fn kib(process: &ProcessRef, name: &str) -> anyhow::Result<f64> {

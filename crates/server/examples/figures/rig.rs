@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Supervisors record the end of their killed agents within this, all of them.
-const GOODBYE: Duration = Duration::from_mins(1);
+const GOODBYE: Duration = Duration::from_mins(3);
 
 /// No agent lives longer than this, whatever becomes of us: its supervisor sees to it.
 const AGENT_SECONDS_MAX: u32 = 1200;

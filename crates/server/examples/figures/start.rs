@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::Extent;
+use crate::memory;
 use crate::report::{Row, Samples, Unit};
 use crate::rig::{Rig, command_job};
 
@@ -15,8 +16,14 @@ const FILLERS: usize = 32;
 /// Process start → ready, with one agent that is adopted and all other jobs queued behind it.
 pub(crate) fn with_queue(extent: Extent) -> anyhow::Result<Vec<Row>> {
     let mut rows = few(extent)?;
-    rows.extend(many(extent)?);
+    rows.extend(many("10,000", 10_000, extent.pick(11, 2))?);
     Ok(rows)
+}
+
+/// The same with 100,000, most of them in a checkpoint.
+pub(crate) fn with_long_queue(extent: Extent) -> anyhow::Result<Vec<Row>> {
+    let (name, count) = extent.pick(("100,000", 100_000), ("1,000", 1000));
+    many(name, count, extent.pick(7, 2))
 }
 
 fn few(extent: Extent) -> anyhow::Result<Vec<Row>> {
@@ -33,12 +40,12 @@ fn few(extent: Extent) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn many(extent: Extent) -> anyhow::Result<Vec<Row>> {
-    let restarts = restart(&mut queue(10_000)?, extent.pick(11, 2))?;
+fn many(name: &str, count: usize, times: usize) -> anyhow::Result<Vec<Row>> {
+    let restarts = restart(&mut queue(count)?, times)?;
     let Restarts { ready, wall, .. } = &restarts;
     let mut rows = vec![
-        Row::new("10,000 queued: start → ready", Unit::Ms, ready),
-        Row::new("10,000 queued: exec → line `ready:`", Unit::Ms, wall),
+        Row::new(format!("{name} queued: start → ready"), Unit::Ms, ready),
+        Row::new(format!("{name} queued: exec → line `ready:`"), Unit::Ms, wall),
     ];
     rows.extend(restarts.stages());
     Ok(rows)
@@ -46,19 +53,31 @@ fn many(extent: Extent) -> anyhow::Result<Vec<Row>> {
 
 /// Process start → 100 running agents adopted.
 pub(crate) fn with_agents(extent: Extent) -> anyhow::Result<Vec<Row>> {
-    let agents = extent.pick(100, 10);
+    adopted(extent.pick(100, 10), extent.pick(15, 3), Some(300.0))
+}
+
+/// The same with 1,000: with their supervisors 2,000 processes.
+pub(crate) fn with_many_agents(extent: Extent) -> anyhow::Result<Vec<Row>> {
+    adopted(extent.pick(1000, 50), extent.pick(7, 2), None)
+}
+
+fn adopted(agents: usize, times: usize, goal_ms: Option<f64>) -> anyhow::Result<Vec<Row>> {
     let mut rig = Rig::start(agents)?;
     rig.run_sleepers(agents)?;
-    let restarts = restart(&mut rig, extent.pick(15, 3))?;
-    let adopted = restarts.last["stages"][2]["counts"]["adopted"].as_u64();
+    let restarts = restart(&mut rig, times)?;
+    let adopted = restarts.last["stages"][2]["counts"]["adopted"].as_u64().unwrap_or(0);
     let Restarts { ready, wall, .. } = &restarts;
     let what = format!("{agents} running: start → all adopted, ready");
-    let row = Row::new(what, Unit::Ms, ready);
-    let mut rows = vec![
-        row.beside(format!("adopted: {}", adopted.unwrap_or(0))).goal(Unit::Ms, ready, 300.0),
-        Row::new("exec → line `ready:`", Unit::Ms, wall),
-    ];
+    let row = Row::new(what, Unit::Ms, ready).beside(format!("adopted: {adopted}"));
+    let row = match goal_ms {
+        Some(goal) => row.goal(Unit::Ms, ready, goal),
+        None => row,
+    };
+    let mut rows = vec![row, Row::new("exec → line `ready:`", Unit::Ms, wall)];
     rows.extend(restarts.stages());
+    let pss = memory::pss(&rig.supervisors())?;
+    let all_alive = format!("{} supervisors alive", pss.len());
+    rows.push(Row::new("supervisor, PSS", Unit::KiB, &pss).beside(all_alive));
     Ok(rows)
 }
 
