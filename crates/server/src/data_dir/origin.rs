@@ -3,7 +3,7 @@
 //! A copy has all its original's files, byte for byte, so only what cannot be copied tells: the machine, and when the file
 //! `server.lock` came to be, which whoever copies it makes anew. It is made once and never replaced, so it is the same through
 //! restarts, reboots, and moves within a file system. Absent: copies of whole disks, which have even that
-//! (docs/design/0007-a-copy-does-nothing.md says why nothing more is compared).
+//! (docs/design/0010-a-copy-does-nothing.md says why nothing more is compared).
 
 use std::fs::File;
 use std::io;
