@@ -8,6 +8,7 @@ mod damage;
 mod limits_met;
 mod looks;
 mod model;
+mod naive;
 mod policies;
 mod queue;
 mod random;

@@ -10,7 +10,7 @@ use super::{Look, Rig, State, add_repo, damage, key, looks, model, repo, restore
 use crate::event::Transaction;
 use crate::ids::JobId;
 use crate::job::{OutcomeKind, Phase, Work};
-use crate::request::{Edit, Request};
+use crate::request::{Edit, Granted, Refusal, Request};
 use crate::task::{OnInterrupt, OnLimit, OnUnknown};
 use crate::time::Timestamp;
 
@@ -18,7 +18,7 @@ const REPOS: [&str; 3] = ["r", "s", "t"];
 const ENGINES: [&str; 3] = ["demo", "claude", "command"];
 
 #[derive(Debug, Clone)]
-struct Wish {
+pub(super) struct Wish {
     priority: u8,
     repo: usize,
     engine: usize,
@@ -29,7 +29,7 @@ struct Wish {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Submit(Wish),
     /// The nth job, the nth request.
     Ask(usize, usize),
@@ -61,7 +61,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
     })
 }
 
-fn steps() -> impl Strategy<Value = Step> {
+pub(super) fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => wishes().prop_map(Step::Submit),
         5 => (any::<usize>(), 0..9_usize).prop_map(|(job, request)| Step::Ask(job, request)),
@@ -74,6 +74,16 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => (0..REPOS.len()).prop_map(Step::RemoveRepo),
         1 => (0..4_u32).prop_map(Step::Slots),
     ]
+}
+
+/// A step with everything chosen that it leaves open.
+#[derive(Debug, Clone)]
+pub(super) enum Deed {
+    Ask(Request),
+    See(Work, Look),
+    Pass(Duration),
+    SetBack(Duration),
+    Slots(u32),
 }
 
 fn pick<T: Clone>(all: &[T], n: usize) -> Option<T> {
@@ -98,7 +108,7 @@ fn ever_launched(rig: &Rig) -> Vec<Work> {
     attempts.collect()
 }
 
-fn submit(rig: &mut Rig, wish: &Wish) {
+fn submission(rig: &mut Rig, wish: &Wish) -> Request {
     let mut submission = rig.submission();
     submission.held = wish.held;
     submission.start_after = wish.later.map(|ms| rig.now.after(Duration::from_millis(ms.into())));
@@ -119,16 +129,15 @@ fn submit(rig: &mut Rig, wish: &Wish) {
     }
     let unknowns = [OnUnknown::Hold, OnUnknown::Resume, OnUnknown::Retry, OnUnknown::Fail];
     task.on_unknown = unknowns[usize::from(wish.policy % 4)];
-    // A refusal is an answer; that it changes nothing is checked by the rig.
-    drop(rig.ask(Request::Submit(submission.into())));
+    Request::Submit(submission.into())
 }
 
-fn ask(rig: &mut Rig, job: JobId, request: usize) {
+fn request(rig: &mut Rig, job: JobId, request: usize) -> Request {
     let edit = |priority, prompt: Option<&str>| {
         let prompt = prompt.map(Into::into);
         Edit { priority, timeout_ms: Some(5), title: None, prompt }
     };
-    let request = match request {
+    match request {
         0 => Request::Start(job),
         1 => Request::Hold(job),
         2 => Request::Cancel(job),
@@ -140,40 +149,52 @@ fn ask(rig: &mut Rig, job: JobId, request: usize) {
             Request::Edit { job, edit: edit(None, Some("other words")) }
         }
         _ => Request::Remove { job },
-    };
-    drop(rig.ask(request));
+    }
+}
+
+/// Chooses what a step leaves open; none where there is nothing to choose from.
+pub(super) fn deed(rig: &mut Rig, step: &Step) -> Option<Deed> {
+    Some(match step {
+        Step::Submit(wish) => Deed::Ask(submission(rig, wish)),
+        Step::Ask(job, what) => {
+            let jobs: Vec<JobId> = rig.state.jobs().map(|job| job.id.clone()).collect();
+            let job = pick(&jobs, *job)?;
+            Deed::Ask(request(rig, job, *what))
+        }
+        Step::See(work, look) => {
+            let works = if look % 7 == 0 { ever_launched(rig) } else { under_way(rig) };
+            Deed::See(pick(&works, *work)?, pick(&looks::every(), *look)?)
+        }
+        Step::Done(work) => Deed::See(pick(&under_way(rig), *work)?, Look::Exited(0)),
+        Step::Pass(ms) => Deed::Pass(Duration::from_millis((*ms).into())),
+        Step::SetBack(ms) => Deed::SetBack(Duration::from_millis((*ms).into())),
+        Step::AddRepo(n) => Deed::Ask(add_repo(REPOS[*n])),
+        Step::RemoveRepo(n) => Deed::Ask(Request::RemoveRepo(repo(REPOS[*n]))),
+        Step::Slots(max) => Deed::Slots(*max),
+    })
+}
+
+/// Does it; the answer, where one was asked for. That a refusal changes nothing is checked by the rig.
+pub(super) fn perform(rig: &mut Rig, deed: &Deed) -> Option<Result<Granted, Refusal>> {
+    match deed {
+        Deed::Ask(request) => return Some(rig.ask(request.clone())),
+        Deed::See(work, look) => rig.see(work, look),
+        Deed::Pass(time) => rig.pass(*time),
+        Deed::SetBack(time) => {
+            let back = u64::try_from(time.as_millis()).expect("days");
+            rig.now = Timestamp(rig.now.0.saturating_sub(back));
+            rig.pass(Duration::ZERO);
+        }
+        Deed::Slots(max) => rig.rules.running_max = *max,
+    }
+    None
 }
 
 /// Slots are taken only while there are free ones.
 fn step(rig: &mut Rig, step: &Step) {
     let (before, records) = (rig.state.busy(), rig.records.len());
-    let jobs: Vec<JobId> = rig.state.jobs().map(|job| job.id.clone()).collect();
-    match step {
-        Step::Submit(wish) => submit(rig, wish),
-        Step::Ask(job, request) => {
-            if let Some(job) = pick(&jobs, *job) {
-                ask(rig, job, *request);
-            }
-        }
-        Step::See(work, look) => {
-            let works = if look % 7 == 0 { ever_launched(rig) } else { under_way(rig) };
-            if let (Some(work), Some(look)) = (pick(&works, *work), pick(&looks::every(), *look)) {
-                rig.see(&work, &look);
-            }
-        }
-        Step::Done(work) => {
-            if let Some(work) = pick(&under_way(rig), *work) {
-                rig.see(&work, &Look::Exited(0));
-            }
-        }
-        Step::Pass(ms) => rig.pass(Duration::from_millis((*ms).into())),
-        Step::SetBack(ms) => {
-            rig.now = Timestamp(rig.now.0.saturating_sub((*ms).into()));
-            rig.pass(Duration::ZERO);
-        }
-        Step::AddRepo(n) => drop(rig.ask(add_repo(REPOS[*n]))),
-        Step::RemoveRepo(n) => drop(rig.ask(Request::RemoveRepo(repo(REPOS[*n])))),
-        Step::Slots(max) => rig.rules.running_max = *max,
+    if let Some(deed) = deed(rig, step) {
+        drop(perform(rig, &deed));
     }
     // What a person asks of survivors (resume of what is unknown) takes a slot beside the others: they are alive anyway.
     let resumed = usize::from(matches!(step, Step::Ask(..)));
