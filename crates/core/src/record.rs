@@ -22,6 +22,9 @@ pub const FRAME_BYTES_MIN: usize = 48;
 /// A frame's first bytes. 0xFF occurs in no UTF-8 text, so no JSON body can look like a frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"\xFFOWL";
 
+/// No lsn is higher: from any there is room to count on, and nobody lives to write so many records.
+pub const LSN_MAX: Lsn = Lsn((1 << 63) - 1);
+
 const FRAME_VERSION: u8 = 1;
 const FIXED_BYTES: usize = 40;
 const LINK_FIXED_BYTES: usize = 10;
@@ -386,12 +389,13 @@ fn decode_header(bytes: &[u8], nonce: u64) -> Result<Header, Flaw> {
     if bytes.get(4) != Some(&FRAME_VERSION) {
         return Err(Flaw::Header);
     }
+    let lsn_at = |at| u64_at(bytes, at).map(Lsn).filter(|lsn| *lsn <= LSN_MAX).ok_or(Flaw::Header);
     let count = usize::from(u16_at(bytes, 6).ok_or(Flaw::Header)?);
     let links = covered.get(FIXED_BYTES..).ok_or(Flaw::Header)?;
     Ok(Header {
         kind,
-        lsn: Lsn(u64_at(bytes, 16).ok_or(Flaw::Header)?),
-        synced_through: Lsn(u64_at(bytes, 24).ok_or(Flaw::Header)?),
+        lsn: lsn_at(16)?,
+        synced_through: lsn_at(24)?,
         links: decode_links(links, count).ok_or(Flaw::Header)?,
         chain: u32_at(bytes, 36).ok_or(Flaw::Header)?,
         crc: check,
@@ -461,8 +465,12 @@ mod tests {
 
     fn some_record() -> impl Strategy<Value = Record> {
         let body = prop::collection::vec(any::<u8>(), 0..200);
-        (any::<u64>(), any::<u64>(), some_links(), body).prop_map(|(lsn, synced, links, body)| {
-            Record { lsn: Lsn(lsn), synced_through: Lsn(synced), links, body }
+        let lsn = || 0..=LSN_MAX.0;
+        (lsn(), lsn(), some_links(), body).prop_map(|(lsn, synced, links, body)| Record {
+            lsn: Lsn(lsn),
+            synced_through: Lsn(synced),
+            links,
+            body,
         })
     }
 
@@ -544,6 +552,16 @@ mod tests {
         bytes[..4].copy_from_slice(&FRAME_MAGIC);
         assert_eq!(claimed_len(&bytes), None);
         assert_eq!(decode_at(&bytes, 0), Decoded::Damaged(Flaw::Lengths));
+    }
+
+    #[test]
+    fn an_lsn_from_which_nobody_could_count_on_is_damage() {
+        for (lsn, synced_through) in [(1 << 63, 1), (u64::MAX, 1), (1, 1 << 63), (1, u64::MAX)] {
+            let (lsn, synced_through) = (Lsn(lsn), Lsn(synced_through));
+            let record = Record { lsn, synced_through, links: vec![], body: vec![] };
+            let bytes = bytes_of(&record, 3);
+            assert_eq!(decode_at(&bytes, 3), Decoded::Damaged(Flaw::Header), "{record:?}");
+        }
     }
 
     #[test]

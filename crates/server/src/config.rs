@@ -180,7 +180,8 @@ impl Config {
         self.take(&format!("listen = {}", toml::Value::from(address)), "--listen")
     }
 
-    fn take(&mut self, text: &str, source_name: &str) -> Result<(), ConfigError> {
+    /// Takes what a text says over what there is.
+    pub(crate) fn take(&mut self, text: &str, source_name: &str) -> Result<(), ConfigError> {
         let wrong =
             |problem: String| ConfigError::Wrong { source_name: source_name.to_string(), problem };
         let raw: Raw = toml::from_str(text).map_err(|error| wrong(explain(&error, text)))?;

@@ -11,6 +11,8 @@ pub mod demo;
 pub mod demo_agent;
 pub mod exit_code;
 pub mod face;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 pub mod random;
 pub mod serve;
 pub mod startup;

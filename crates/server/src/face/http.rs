@@ -5,6 +5,8 @@ mod backup;
 mod body;
 mod door;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 mod guard;
 mod jobs;
 mod metrics;

@@ -2,7 +2,7 @@
 //!
 //! Absent: policy. Which error is fatal, and what is synced when, is for the callers to say.
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod sim;
 
 use std::ffi::OsString;

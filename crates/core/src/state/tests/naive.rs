@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::random::{Deed, deed, perform, steps};
 use super::{Look, Rig, model, restored, table};
 use crate::engine::{Limit, SessionSign};
-use crate::ids::JobId;
+use crate::ids::{JobId, RepoName};
 use crate::job::{Job, OutcomeKind, Phase, WaitReason, Work};
 use crate::repo::{OperationKind, RepoPhase};
 use crate::request::{Edit, Granted, Refusal, Request, Submission};
@@ -54,7 +54,7 @@ struct Try {
 }
 
 #[derive(Debug, Clone)]
-struct Work1 {
+struct Errand {
     of: Result<String, JobId>,
     tries: u32,
     caretakers: u32,
@@ -152,7 +152,7 @@ struct Naive {
     repos: Vec<Source>,
     /// Removed repos and when.
     gone: Vec<(String, u64)>,
-    works: Vec<Work1>,
+    works: Vec<Errand>,
     now: u64,
     /// The latest time there was.
     clock: u64,
@@ -212,31 +212,8 @@ impl Naive {
     fn ask(&mut self, request: &Request) -> Answer {
         let (id, action) = match request {
             Request::Submit(submission) => return self.submit(submission),
-            Request::AddRepo { name, .. } => {
-                if self.repos.iter().any(|repo| repo.name == name.as_str()) {
-                    return Err("repo exists");
-                }
-                self.happens();
-                self.gone.retain(|(gone, _)| gone != name.as_str());
-                self.repos.push(Source { name: name.to_string(), ready: None });
-                self.works.push(Work1 { of: Ok(name.to_string()), tries: 1, caretakers: 0 });
-                return Ok(None);
-            }
-            Request::RemoveRepo(name) => {
-                let ready = self.usable(name.as_str());
-                let lives = |job: &&One| !matches!(job.place, Where::Ended(_) | Where::Removed);
-                let mut users = self.jobs.iter().filter(lives);
-                if ready == Err("unknown repo") {
-                    return Err("unknown repo");
-                }
-                if ready == Ok(false) || users.any(|job| job.task.repos.contains(name)) {
-                    return Err("repo in use");
-                }
-                self.happens();
-                self.repos.retain(|repo| repo.name != name.as_str());
-                self.gone.push((name.to_string(), self.now));
-                return Ok(None);
-            }
+            Request::AddRepo { name, .. } => return self.add_repo(name.as_str()),
+            Request::RemoveRepo(name) => return self.remove_repo(name),
             Request::Start(id) => (id, "start"),
             Request::Hold(id) => (id, "hold"),
             Request::Cancel(id) => (id, "cancel"),
@@ -282,6 +259,33 @@ impl Naive {
             self.happens();
         }
         Ok(Some(id.clone()))
+    }
+
+    fn add_repo(&mut self, name: &str) -> Answer {
+        if self.repos.iter().any(|repo| repo.name == name) {
+            return Err("repo exists");
+        }
+        self.happens();
+        self.gone.retain(|(gone, _)| gone != name);
+        self.repos.push(Source { name: name.to_string(), ready: None });
+        self.works.push(Errand { of: Ok(name.to_string()), tries: 1, caretakers: 0 });
+        Ok(None)
+    }
+
+    fn remove_repo(&mut self, name: &RepoName) -> Answer {
+        let ready = self.usable(name.as_str());
+        let lives = |job: &&One| !matches!(job.place, Where::Ended(_) | Where::Removed);
+        let mut users = self.jobs.iter().filter(lives);
+        if ready == Err("unknown repo") {
+            return Err("unknown repo");
+        }
+        if ready == Ok(false) || users.any(|job| job.task.repos.contains(name)) {
+            return Err("repo in use");
+        }
+        self.happens();
+        self.repos.retain(|repo| repo.name != name.as_str());
+        self.gone.push((name.to_string(), self.now));
+        Ok(None)
     }
 
     fn submit(&mut self, submission: &Submission) -> Answer {
@@ -521,7 +525,7 @@ impl Naive {
         }
         takes(&mut self.jobs[at]);
         self.jobs[at].place = Where::Preparing;
-        self.works.push(Work1 { of: Err(self.jobs[at].id.clone()), tries: 1, caretakers: 0 });
+        self.works.push(Errand { of: Err(self.jobs[at].id.clone()), tries: 1, caretakers: 0 });
     }
 
     // ---- what is seen --------------------------------------------------------------------------
@@ -546,7 +550,7 @@ impl Naive {
             Sight::Over { .. } | Sight::Late | Sight::Orphaned | Sight::LostAndAlive => false,
             _ if stopping || work.tries >= 3 => false,
             _ => {
-                *work = Work1 { tries: work.tries + 1, caretakers: 0, ..work.clone() };
+                *work = Errand { tries: work.tries + 1, caretakers: 0, ..work.clone() };
                 return;
             }
         };

@@ -298,3 +298,14 @@ async fn cancel_and_wait(app: &App, id: &JobId) -> Result<(), Problem> {
     changes.wait_for(gone_or_over).await.map_err(|_| crate::truth::driver::Stopping)?;
     Ok(())
 }
+
+/// Reads a body as each request about a job would; for fuzzers.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(headers: &HeaderMap, body: &Bytes) {
+    drop(read::<ResumeBody>(headers, body, &["prompt"]));
+    drop(read::<SettleBody>(headers, body, &["as"]));
+    let known = ["priority", "timeout_s", "title", "prompt"];
+    let Ok(asked) = read::<EditBody>(headers, body, &known) else { return };
+    drop(submission::parse_priority(asked.priority));
+    drop(submission::parse_timeout(asked.timeout_s));
+}

@@ -113,14 +113,14 @@ fn respond(
 }
 
 /// Reads `bytes=A-B`, `bytes=A-` or `bytes=-N`: the first byte and the one after the last.
-fn parse_range(text: &str, total: u64) -> Result<(u64, Option<u64>), Problem> {
+pub(super) fn parse_range(text: &str, total: u64) -> Result<(u64, Option<u64>), Problem> {
     let bad = || {
         let status = StatusCode::RANGE_NOT_SATISFIABLE;
         Problem::new(status, "bad_range", format!("`{text}` is no range of {total} bytes"))
     };
     let (from, to) = text.strip_prefix("bytes=").and_then(|r| r.split_once('-')).ok_or_else(bad)?;
     match (from.parse::<u64>(), to.parse::<u64>()) {
-        (Ok(from), Ok(to)) if from <= to && from <= total => Ok((from, Some(to + 1))),
+        (Ok(from), Ok(to)) if from <= to && from <= total => Ok((from, Some(to.saturating_add(1)))),
         (Ok(from), Err(_)) if to.is_empty() && from <= total => Ok((from, None)),
         (Err(_), Ok(last)) if from.is_empty() => Ok((total.saturating_sub(last), None)),
         _ => Err(bad()),
@@ -334,6 +334,7 @@ mod tests {
         assert_eq!(range("bytes=10-"), Some((10, None)));
         assert_eq!(range("bytes=100-"), Some((100, None)));
         assert_eq!(range("bytes=-30"), Some((70, None)));
+        assert_eq!(range("bytes=0-18446744073709551615"), Some((0, Some(u64::MAX))));
         for bad in ["bytes=5-4", "bytes=101-", "lines=1-2", "bytes=x-y", ""] {
             assert_eq!(range(bad), None, "{bad}");
         }

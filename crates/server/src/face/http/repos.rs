@@ -155,3 +155,9 @@ pub(super) async fn diff(
     let bytes = diff.map_err(|why| Problem::new(StatusCode::CONFLICT, "no_diff", why))?;
     Ok(([(header::CONTENT_TYPE, "text/x-diff; charset=utf-8")], bytes).into_response())
 }
+
+/// Reads a body as the registration of a repo would; for fuzzers.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(headers: &HeaderMap, body: &Bytes) {
+    drop(read::<AddBody>(headers, body, &["name", "source", "branch"]));
+}

@@ -128,6 +128,10 @@ struct SimFile {
     file: usize,
 }
 
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).expect("a disk in memory is no larger than memory")
+}
+
 fn dead() -> io::Error {
     io::Error::other("the machine has stopped")
 }
@@ -430,12 +434,11 @@ impl DiskFile for SimFile {
         let world = self.disk.world();
         world.alive()?;
         let contents = &world.shown.files[self.file];
-        let sectors = usize::try_from(offset).unwrap() / SECTOR
-            ..=(usize::try_from(offset).unwrap() + buf.len().max(1) - 1) / SECTOR;
+        let sectors = place(offset) / SECTOR..=(place(offset) + buf.len().max(1) - 1) / SECTOR;
         if sectors.into_iter().any(|sector| world.bad.contains(&(self.file, sector))) {
             return Err(eio());
         }
-        let start = usize::try_from(offset).unwrap().min(contents.len());
+        let start = place(offset).min(contents.len());
         let n = buf.len().min(contents.len() - start);
         buf[..n].copy_from_slice(&contents[start..start + n]);
         Ok(n)
@@ -443,7 +446,7 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let mut world = self.disk.world();
-        let offset = usize::try_from(offset).unwrap();
+        let offset = place(offset);
         let half = bytes.get(..bytes.len().div_ceil(2)).unwrap_or_default();
         match world.call()? {
             Some(Fault::Crash | Fault::PowerCut | Fault::CrashBefore | Fault::CrashAfter) => {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outlive_core::ids::Lsn;
 use outlive_core::planted::planted;
-use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, Position, Record, encode};
+use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, LSN_MAX, Position, Record, encode};
 
 use super::checkpoint::{self, Checkpointer, Loaded};
 use super::judge::{Judgement, judge, no_lsns, report_damage};
@@ -67,7 +67,7 @@ pub(super) struct Survey {
 
 /// Lsns and numbers that files are named after; the upper half would leave no room to count on.
 pub(super) fn named(name: &std::ffi::OsStr, ending: &str) -> Option<u64> {
-    segment::number_of(name, ending).filter(|number| *number < 1 << 63)
+    segment::number_of(name, ending).filter(|number| *number <= LSN_MAX.0)
 }
 
 /// Reads everything that is needed, or `all` there is, without touching it.
