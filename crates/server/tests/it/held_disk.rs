@@ -6,7 +6,6 @@ use std::path::Path;
 
 use outlive::face::client::Reply;
 use outlive_core::spec::Reading;
-use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
 use crate::rig::{Rig, script_job};
@@ -23,26 +22,14 @@ fn held(point: &str, pass: u32) -> (Rig, inotify::Inotify) {
     rig.set("OUTLIVE_CRASH", format!("{point}:{pass}"));
     rig.set("OUTLIVE_CRASH_ONCE", rig.path("held").display().to_string());
     rig.set("OUTLIVE_CRASH_HOLD", "1");
-    let watch = inotify::Inotify::init().expect("inotify");
-    watch.watches().add(rig.path(""), inotify::WatchMask::CREATE).expect("watches");
+    let watch = rig.watch_files();
     rig.start();
     (rig, watch)
 }
 
 /// Waits until the write-ahead log is held, and then until everybody else has had time to be wrong.
 fn wait_held(rig: &Rig, watch: &inotify::Inotify, point: &str) -> Value {
-    let mark = rig.path(&format!("held.{point}"));
-    while !mark.exists() {
-        let mut fds = [PollFd::new(watch, PollFlags::IN)];
-        let patience = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
-        assert_eq!(
-            poll(&mut fds, Some(&patience)).expect("poll"),
-            1,
-            "never held: {}",
-            rig.complaints()
-        );
-        rustix::io::read(watch, &mut [0; 4096]).expect("an event");
-    }
+    rig.wait_file(watch, &format!("held.{point}"));
     let mut jobs = Value::Null;
     for _ in 0..ANSWERS {
         jobs = rig.client().get("/api/jobs").expect("readers do not wait").json().expect("JSON");

@@ -11,6 +11,7 @@ mod fake_model;
 mod filesystems;
 mod fulldisk;
 mod held_disk;
+mod history;
 mod limited;
 mod many;
 mod mount;

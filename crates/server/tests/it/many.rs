@@ -20,20 +20,20 @@ const KILLS: usize = 5;
 
 /// Where the server is now, for clients that look for it.
 #[derive(Default)]
-struct Address {
+pub(crate) struct Address {
     client: Mutex<(u32, Option<Client>)>,
     changed: Condvar,
 }
 
 impl Address {
-    fn set(&self, client: Client) {
+    pub(crate) fn set(&self, client: Client) {
         let mut now = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         *now = (now.0 + 1, Some(client));
         self.changed.notify_all();
     }
 
     /// The server after the one that stopped answering.
-    fn after(&self, last: u32) -> (u32, Client) {
+    pub(crate) fn after(&self, last: u32) -> (u32, Client) {
         let now = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         let newer = self.changed.wait_timeout_while(now, PATIENCE, |now| now.0 <= last);
         let (now, late) = newer.unwrap_or_else(PoisonError::into_inner);

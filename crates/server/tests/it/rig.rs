@@ -351,6 +351,24 @@ impl Rig {
         gone.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never: {}", self.complaints()));
     }
 
+    /// Tells of every file that is made beside the data directory from now on.
+    pub(crate) fn watch_files(&self) -> inotify::Inotify {
+        let watch = inotify::Inotify::init().expect("inotify");
+        watch.watches().add(self.path(""), inotify::WatchMask::CREATE).expect("watches");
+        watch
+    }
+
+    /// Waits until a file is there, by what was watched since before it was made.
+    pub(crate) fn wait_file(&self, watch: &inotify::Inotify, name: &str) {
+        while !self.path(name).exists() {
+            let mut fds = [PollFd::new(watch, PollFlags::IN)];
+            let patience = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
+            let ready = poll(&mut fds, Some(&patience)).expect("poll");
+            assert_eq!(ready, 1, "never made: {name}: {}", self.complaints());
+            rustix::io::read(watch, &mut [0; 4096]).expect("an event");
+        }
+    }
+
     /// Lines of a file that agents append to.
     pub(crate) fn count_lines(&self, name: &str) -> usize {
         fs::read_to_string(self.path(name)).unwrap_or_default().lines().count()
