@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use outlive::face::client::Client;
 use serde_json::{Value, json};
 
+use crate::mount::{Kind, Mount};
 use crate::rig::{Rig, code, keepers_below, move_aside, script_job, wait_gone};
 
 /// Runs a program that must succeed.
@@ -200,6 +201,34 @@ fn a_data_directory_that_is_moved_is_no_copy() {
     let id = moved.submit_script("echo there");
     moved.wait_ended(&id);
     assert_eq!(moved.output(&id), b"there\n");
+}
+
+#[test]
+fn a_copied_subvolume_of_btrfs_is_held_and_its_original_is_not_after_it_was_mounted_again() {
+    let Some(mount) = Mount::new(Kind::Btrfs) else { return };
+    let place = |name: &str| mount.path().join(name);
+    run(Command::new("btrfs").args(["subvolume", "create"]).arg(place("first")));
+    let mut rig = Rig::with_data_below(&place("first"));
+    rig.start();
+    rig.repo();
+    let id = rig.submit_script("echo here");
+    rig.wait_ended(&id);
+    rig.kill();
+    let mut snapshot = Command::new("btrfs");
+    run(snapshot.args(["subvolume", "snapshot"]).arg(place("first")).arg(place("second")));
+    let mut copy = Rig::with_data_below(&place("second"));
+    copy.start();
+    is_held(&mut copy);
+    assert_eq!(copy.output(&id), b"here\n");
+    outlive(&copy, &["adopt-data"]);
+    copy.kill();
+    run(Command::new("umount").arg(mount.path()));
+    run(Command::new("mount").args(["-o", "loop"]).arg(mount.image()).arg(mount.path()));
+    for rig in [&mut rig, &mut copy] {
+        rig.start();
+        assert_eq!(json_of(rig.client(), "/readyz")["degraded"], json!([]));
+        rig.kill();
+    }
 }
 
 #[test]

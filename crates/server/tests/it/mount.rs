@@ -118,6 +118,11 @@ impl Mount {
         &self.place
     }
 
+    /// The file that it is in, where it was made by [`Mount::new`].
+    pub(crate) fn image(&self) -> PathBuf {
+        self.place.with_file_name("image")
+    }
+
     /// Unmounts it now: everything is on its device then.
     pub(crate) fn unmount(mut self) -> Result<(), String> {
         run(Command::new("umount").arg(&self.place))?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::case::kill_all;
 use crate::claude::rig_with_claude;
 use crate::fake_model::FakeModel;
-use crate::rig::{Rig, code, script_job, signal, wait_gone};
+use crate::rig::{Rig, code, long_or_short, script_job, signal, wait_gone};
 
 /// A server that sees another boot id, if mounts may be made here.
 struct Boots {
@@ -143,24 +143,24 @@ fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn twenty_conversations_of_claude_go_on_after_a_reboot_in_their_workspaces_and_transcripts() {
-    const SESSIONS: usize = 20;
+fn conversations_of_claude_go_on_after_a_reboot_in_their_workspaces_and_transcripts() {
+    let sessions = long_or_short(20, 4);
     let model = FakeModel::start();
     let mut rig = rig_with_claude(&model);
-    rig.set("OUTLIVE_RUNNING_MAX", SESSIONS.to_string());
+    rig.set("OUTLIVE_RUNNING_MAX", sessions.to_string());
     let mut boots = Boots::within(rig);
     boots.rig.repo();
     let submit = |n| {
         let prompt = format!("[[tool=echo {n} > made.txt]] [[gate=g{n}]] words {n}.");
         boots.rig.submit(&json!({ "repo": "r", "engine": "claude", "prompt": prompt }))
     };
-    let ids: Vec<String> = (0..SESSIONS).map(submit).collect();
-    (0..SESSIONS).for_each(|n| model.wait_until_held(&format!("g{n}")));
+    let ids: Vec<String> = (0..sessions).map(submit).collect();
+    (0..sessions).for_each(|n| model.wait_until_held(&format!("g{n}")));
     let before: Vec<Value> = ids.iter().map(|id| boots.rig.job(id)).collect();
     boots.rig.kill();
     kill_everything(&boots.rig);
     // An answer to the same words again would not have to wait.
-    (0..SESSIONS).for_each(|n| model.open_gate(&format!("g{n}")));
+    (0..sessions).for_each(|n| model.open_gate(&format!("g{n}")));
     boots.boot(2);
     let rig = &boots.rig;
     for (n, id) in ids.iter().enumerate() {

@@ -515,6 +515,11 @@ pub(crate) fn keepers_below(dir: &Path) -> Vec<u32> {
     pids.collect()
 }
 
+/// How much is tried: all of it with `OUTLIVE_LONG=1`, else what a check has time for.
+pub(crate) fn long_or_short<T>(long: T, short: T) -> T {
+    if std::env::var_os("OUTLIVE_LONG").is_some() { long } else { short }
+}
+
 /// A `command` job on repo `r` that runs a shell script.
 pub(crate) fn script_job(script: &str) -> Value {
     json!({ "repo": "r", "engine": "command", "engine_options": { "argv": ["sh", "-c", script] } })

@@ -194,7 +194,7 @@ fn gone_after(kind: Kind, count: usize) -> Result<(), String> {
 }
 
 fn a_disk_that_is_gone_loses_nothing(kind: Kind) {
-    let rounds = if std::env::var_os("OUTLIVE_LONG").is_some() { 150 } else { 5 };
+    let rounds = crate::rig::long_or_short(150, 5);
     for round in 0..rounds {
         if let Err(why) = gone_after(kind, 3 + round % 50) {
             tell(&format!("NOT COVERED: the shutdown of a mounted {}: {why}", kind.name()));
