@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptNo, JobId, OperationId, RepoName, SessionId};
-use crate::job::{AttemptEnd, Idempotency, Outcome, WaitReason, Work, Workspace};
+use crate::job::{AttemptEnd, Idempotency, Job, Outcome, WaitReason, Work, Workspace};
 use crate::record::{EntityKey, EntityKind};
 use crate::repo::OperationKind;
 use crate::spec::StopCause;
@@ -59,6 +59,17 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Its records were lost; a person asked for it to be taken up again, and its source copy is looked for or made.
+    RepoRepaired {
+        /// Its name.
+        name: RepoName,
+        /// Who registered it.
+        owner: String,
+        /// Where from.
+        source: String,
+        /// Which branch.
+        branch: Option<String>,
+    },
     /// It is forgotten.
     RepoRemoved {
         /// Its name.
@@ -78,8 +89,19 @@ pub enum Event {
         /// Its id.
         id: OperationId,
     },
+    /// Records of an operation were lost, and nothing waits for it any more.
+    OperationForgotten {
+        /// Its id.
+        id: OperationId,
+    },
     /// A job was accepted.
     JobAccepted(Box<Accepted>),
+    /// Records of a job were lost; a person asked for it to be taken up again as it is known now. This is all of it: what came
+    /// before does not matter any more.
+    JobRepaired {
+        /// As it is from here on.
+        job: Box<Job>,
+    },
     /// It is ready: from held or waiting.
     JobReleased {
         /// The job.
@@ -298,19 +320,34 @@ fn work_entity(work: &Work) -> EntityKey {
 }
 
 impl Event {
+    /// It says all there is to know of its entity, so that lost records before it do not matter any more.
+    pub fn begins_again(&self) -> bool {
+        matches!(
+            self,
+            Self::ServerStarted { .. }
+                | Self::RepoRepaired { .. }
+                | Self::RepoRemoved { .. }
+                | Self::OperationForgotten { .. }
+                | Self::JobRepaired { .. }
+                | Self::JobRemoved { .. }
+        )
+    }
+
     /// The entity whose history this belongs to. Each event has exactly one, so damage can be contained (I10).
     pub fn entity(&self) -> EntityKey {
         match self {
             Self::ServerStarted { .. } => server_entity(),
             Self::RepoAdded { name, .. }
+            | Self::RepoRepaired { name, .. }
             | Self::RepoForgotten { name }
             | Self::RepoReady { name }
             | Self::RepoFailed { name, .. }
             | Self::RepoRemoved { name } => repo_entity(name),
-            Self::OperationPlanned { id, .. } | Self::OperationEnded { id } => {
-                operation_entity(*id)
-            }
+            Self::OperationPlanned { id, .. }
+            | Self::OperationEnded { id }
+            | Self::OperationForgotten { id } => operation_entity(*id),
             Self::JobAccepted(accepted) => job_entity(&accepted.job),
+            Self::JobRepaired { job } => job_entity(&job.id),
             Self::JobReleased { job }
             | Self::JobHeld { job }
             | Self::JobWaits { job, .. }

@@ -350,11 +350,13 @@ pub enum Action {
     Settle,
     /// Forget it.
     Remove,
+    /// Take it up again though records of it are lost. No phase allows that: it is for jobs of which nobody knows the phase.
+    Repair,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Start,
         Self::Hold,
         Self::Edit,
@@ -364,6 +366,7 @@ impl Action {
         Self::Retry,
         Self::Settle,
         Self::Remove,
+        Self::Repair,
     ];
 
     /// Its name in the API.
@@ -378,6 +381,7 @@ impl Action {
             Self::Retry => "retry",
             Self::Settle => "settle",
             Self::Remove => "remove",
+            Self::Repair => "repair",
         }
     }
 }
@@ -432,6 +436,11 @@ impl Job {
     /// The current conversation.
     pub fn session(&self) -> Option<&Session> {
         self.sessions.last()
+    }
+
+    /// It is known what it was asked to do, and on which repo: not so where the record of its acceptance is lost.
+    pub fn has_task(&self) -> bool {
+        !self.task.repos.is_empty()
     }
 
     /// The attempt of that number.
@@ -505,13 +514,14 @@ mod tests {
             Action::Retry => 6,
             Action::Settle => 7,
             Action::Remove => 8,
+            Action::Repair => 9,
         }
     }
 
     #[test]
     fn all_actions_are_listed_in_their_places() {
         let places: Vec<usize> = Action::ALL.into_iter().map(place).collect();
-        assert_eq!(places, (0..=place(Action::Remove)).collect::<Vec<_>>());
+        assert_eq!(places, (0..=place(Action::Repair)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -187,6 +187,9 @@ pub const DAMAGE_LISTED_MAX: usize = 1000;
 /// Looks at a write-ahead log that a server is writing, when a file goes away under the look: each is one checkpoint later.
 pub const WAL_LOOKS_MAX: u32 = 8;
 
+/// A job that is taken up again is written down whole; with this it fits into a record beside what else happens.
+pub const REPAIRED_JOB_BYTES_MAX: usize = RECORD_BODY_BYTES_MAX / 2;
+
 /// Nothing new is accepted when less than this is free: room for what runs, and for some workspaces.
 pub const MIN_FREE_BYTES: u64 = 1 << 30;
 

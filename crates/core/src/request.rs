@@ -55,6 +55,11 @@ pub enum Request {
         /// The job.
         job: JobId,
     },
+    /// Take a job up again of which records are lost.
+    Repair {
+        /// The job.
+        job: JobId,
+    },
     /// Register a repo.
     AddRepo {
         /// Its name.
@@ -64,6 +69,17 @@ pub enum Request {
         /// Where from.
         source: String,
         /// Which branch.
+        branch: Option<String>,
+    },
+    /// Make a repo usable again: its records are lost, or its source copy could not be made.
+    RepairRepo {
+        /// Its name.
+        name: RepoName,
+        /// Who asks.
+        owner: String,
+        /// Where from, where nobody knows any more.
+        source: Option<String>,
+        /// Which branch, if the source is given.
         branch: Option<String>,
     },
     /// Forget a repo.
@@ -167,6 +183,12 @@ pub enum Refusal {
     /// The engine has no sessions that can be continued.
     #[error("engine {0} cannot continue a session")]
     CannotResume(String),
+    /// The record of its acceptance is lost.
+    #[error("what job {0} was asked to do is lost")]
+    TaskLost(String),
+    /// The record that told where it comes from is lost.
+    #[error("where repo {0} comes from is lost")]
+    SourceLost(String),
     /// A bound is reached.
     #[error("{what} (limit {limit})")]
     LimitReached {

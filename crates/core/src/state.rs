@@ -16,6 +16,7 @@ mod observe;
 mod persist;
 mod policy;
 mod rank;
+pub mod repair;
 mod transition;
 
 use alloc::string::{String, ToString as _};
@@ -24,6 +25,7 @@ use alloc::sync::Arc;
 use rpds::RedBlackTreeMapSync as Map;
 use serde::{Deserialize, Serialize};
 
+use crate::event::repo_entity;
 use crate::ids::{JobId, Lsn, OperationId, RepoName};
 use crate::job::{Job, Phase};
 use crate::limits;
@@ -196,7 +198,13 @@ impl State {
 
     /// How many jobs are ahead of a queued job.
     pub fn queue_position(&self, job: &Job) -> Option<usize> {
-        (job.phase == Phase::Queued).then(|| self.index.queue.rank(queue_key(job)))
+        let queued = job.phase == Phase::Queued && self.is_whole(&job.id);
+        queued.then(|| self.index.queue.rank(queue_key(job)))
+    }
+
+    /// Where a job is, for people and programs: what is known of one whose records are lost may be long out of date.
+    pub fn phase_name(&self, job: &Job) -> &'static str {
+        if self.is_whole(&job.id) { job.phase.name() } else { "unknown" }
     }
 
     /// Starts of the server, this one included as soon as its first record is written.
@@ -207,7 +215,9 @@ impl State {
     /// What was removed not long ago. A name that is used again is not among it.
     pub fn removals(&self) -> impl Iterator<Item = Removal> + '_ {
         let jobs = self.removed.keys().cloned().map(Removal::Job);
-        jobs.chain(self.removed_repos.keys().cloned().map(Removal::Repo))
+        // Where records after a removal are lost, the name may have been used again.
+        let whole = |name: &&RepoName| self.unavailable(&repo_entity(name)).is_none();
+        jobs.chain(self.removed_repos.keys().filter(whole).cloned().map(Removal::Repo))
     }
 
     /// Why an entity is unavailable, if it is.
@@ -222,6 +232,9 @@ impl State {
 
     /// The last record that touched an entity: the link of the next one. None where it is not known: it begins, or begins again.
     pub fn last_lsn(&self, entity: &EntityKey) -> Lsn {
+        if self.unavailable.contains_key(entity) {
+            return Lsn::NONE;
+        }
         let found = match entity.kind {
             EntityKind::Job => JobId::parse(&entity.name).ok().and_then(|id| {
                 let removed = || self.removed.get(&id).map(|removed| removed.changed);

@@ -224,8 +224,9 @@ impl Server {
     async fn state(self: &Arc<Self>) -> anyhow::Result<Report> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let opened = opened.context("stage storage has not opened the write-ahead log")?;
+        let (paths, instance) = (self.data.paths.clone(), self.data.instance.clone());
         let replaying = self.tracker.spawn_blocking(move || {
-            let (state, replayed) = recover::state(&opened);
+            let (state, replayed) = recover::state(&opened, &paths, &instance, http::OWNER);
             (state, replayed, opened)
         });
         let (state, replayed, opened) = replaying.await?;

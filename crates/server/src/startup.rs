@@ -3,6 +3,7 @@
 //! Its stages and what each waits for are a table; core orders them and says what becomes of one that fails; they are carried out
 //! here, side by side where they may be, and the startup log tells of each as it happens.
 
+pub mod lost;
 pub mod recover;
 pub mod told;
 

@@ -10,6 +10,7 @@ pub mod launch;
 pub mod look;
 pub mod operation;
 pub mod partial;
+pub mod remains;
 pub mod removal;
 pub mod repos;
 pub mod sight;

@@ -47,7 +47,10 @@ impl State {
                 self.server_changed = lsn;
                 vec![]
             }
+            Event::JobRepaired { job } => self.repair_job(lsn, at, job, event)?,
+            Event::OperationForgotten { .. } => vec![],
             Event::RepoAdded { .. }
+            | Event::RepoRepaired { .. }
             | Event::RepoReady { .. }
             | Event::RepoFailed { .. }
             | Event::RepoRemoved { .. } => self.apply_repo(lsn, at, event)?,
@@ -72,6 +75,9 @@ impl State {
             Event::JobRemoved { job } => self.remove_job(lsn, at, job, event)?,
             _ => self.apply_to_job(lsn, at, event)?,
         };
+        if event.begins_again() {
+            self.unavailable.remove_mut(&event.entity());
+        }
         self.lsn = self.lsn.max(lsn);
         self.clock = self.clock.max(at);
         Ok(effects)
@@ -83,10 +89,14 @@ impl State {
         at: Timestamp,
         event: &Event,
     ) -> Result<Vec<Effect>, IllegalEvent> {
-        if let Event::RepoAdded { name, owner, source, branch } = event {
-            if self.repos.contains_key(name) {
+        if let Event::RepoAdded { name, owner, source, branch }
+        | Event::RepoRepaired { name, owner, source, branch } = event
+        {
+            let before = self.repos.get(name);
+            if before.is_some() && matches!(event, Event::RepoAdded { .. }) {
                 return Err(illegal(event, "to a repo that exists"));
             }
+            let created_at = before.map_or(at, |repo| repo.created_at);
             self.forget_repo(name);
             self.repos.insert_mut(
                 name.clone(),
@@ -95,7 +105,7 @@ impl State {
                     owner: owner.clone(),
                     source: source.clone(),
                     branch: branch.clone(),
-                    created_at: at,
+                    created_at,
                     changed: lsn,
                     phase: RepoPhase::Cloning,
                 }),
@@ -126,7 +136,9 @@ impl State {
         name: &RepoName,
         event: &Event,
     ) -> Result<Vec<Effect>, IllegalEvent> {
-        if !self.repos.remove_mut(name) {
+        // As with a job: where records before this one are lost, it says more than they could.
+        let lost = self.unavailable.remove_mut(&event.entity());
+        if !self.repos.remove_mut(name) && !lost {
             return Err(illegal(event, "to a repo that is not there"));
         }
         self.put_removed_repo(name.clone(), RemovedRepo { changed: lsn, at });
@@ -216,15 +228,21 @@ impl State {
         id: &JobId,
         event: &Event,
     ) -> Result<Vec<Effect>, IllegalEvent> {
-        let Some(job) = self.jobs.get(id).cloned() else {
-            return Err(illegal(event, "to a job that is not there"));
+        // Where records before this one are lost, it says more than they could.
+        let lost = self.unavailable.remove_mut(&event.entity());
+        let job = self.jobs.get(id).cloned();
+        let (owner, idempotency) = match &job {
+            Some(job) if !lost && !job.phase.allows(Action::Remove) => {
+                return Err(illegal(event, job.phase.name()));
+            }
+            Some(job) => {
+                self.count((lsn, at), event, Some(job), None);
+                self.take(job);
+                (job.owner.clone(), job.idempotency.clone())
+            }
+            None if lost => Default::default(),
+            None => return Err(illegal(event, "to a job that is not there")),
         };
-        if !job.phase.allows(Action::Remove) {
-            return Err(illegal(event, job.phase.name()));
-        }
-        self.count((lsn, at), event, Some(&job), None);
-        self.take(&job);
-        let (owner, idempotency) = (job.owner.clone(), job.idempotency.clone());
         self.put_removed(id.clone(), Removed { changed: lsn, owner, idempotency, at });
         Ok(vec![Effect::TrashJob { job: id.clone() }])
     }

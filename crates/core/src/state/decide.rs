@@ -31,9 +31,14 @@ impl State {
             Request::AddRepo { name, owner, source, branch } => {
                 self.add_repo(name, owner, source, branch)
             }
+            Request::RepairRepo { name, owner, source, branch } => {
+                self.repair_repo(name, owner, source, branch)
+            }
             Request::RemoveRepo(name) => self.remove_repo_request(name),
+            Request::Repair { job } => self.repair(job, by),
             Request::Start(id) => {
                 let job = self.asked(&id, Action::Start)?;
+                task_of(job)?;
                 if job.session().is_none_or(|session| session.workspace.is_none()) {
                     self.repos_of(job)?;
                 }
@@ -94,8 +99,11 @@ impl State {
         let workspace = job.session().is_some_and(|session| session.workspace.is_some());
         let engine = crate::engine::find(&job.task.engine);
         let can_resume = engine.is_some_and(|engine| engine.can_resume) && (workspace || !ended);
-        let allowed = move |action: &Action| {
-            whole && job.phase.allows(*action) && (*action != Action::Resume || can_resume)
+        let allowed = move |action: &Action| match action {
+            Action::Repair => !whole,
+            Action::Resume => whole && job.phase.allows(*action) && can_resume,
+            Action::Start | Action::Retry => whole && job.phase.allows(*action) && job.has_task(),
+            _ => whole && job.phase.allows(*action),
         };
         Action::ALL.into_iter().filter(allowed)
     }
@@ -273,6 +281,7 @@ impl State {
 
     fn retry(&self, id: JobId, session: SessionId, by: &str) -> Result<Decision, Refusal> {
         let job = self.asked(&id, Action::Retry)?;
+        task_of(job)?;
         self.repos_of(job)?;
         let mut events = vec![said(&id, format!("retry asked for by {by}"))];
         if let Phase::Unknown { attempt } = &job.phase {
@@ -317,7 +326,12 @@ impl State {
     }
 }
 
-fn unknown_repo(name: &RepoName) -> Refusal {
+/// Refuses if nobody knows any more what a job was asked to do.
+fn task_of(job: &Job) -> Result<(), Refusal> {
+    if job.has_task() { Ok(()) } else { Err(Refusal::TaskLost(job.id.to_string())) }
+}
+
+pub(super) fn unknown_repo(name: &RepoName) -> Refusal {
     // Whoever is nearer to people (spelling distance) fills the nearest name in.
     Refusal::UnknownRepo { name: name.to_string(), nearest: None }
 }
@@ -341,7 +355,7 @@ fn requeue(job: &JobId, afresh: Option<SessionId>) -> Event {
 }
 
 /// That somebody asked for what follows.
-fn said(job: &JobId, what: alloc::string::String) -> Event {
+pub(super) fn said(job: &JobId, what: alloc::string::String) -> Event {
     let (because, rule) = (alloc::string::String::new(), alloc::string::String::new());
     Event::Decided { job: job.clone(), what, because, rule }
 }

@@ -11,9 +11,10 @@ use super::decide::told;
 use super::{Removal, Rules, State};
 use crate::engine::Opening;
 use crate::event::{Event, operation_entity, repo_entity};
-use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
+use crate::ids::{AttemptNo, JobId, Lsn, OperationId, RepoName};
 use crate::job::{Job, OutcomeKind, Phase, WaitReason, Work};
 use crate::limits;
+use crate::record::EntityKind;
 use crate::repo::{OperationKind, RepoPhase};
 use crate::time::Timestamp;
 
@@ -94,7 +95,7 @@ impl State {
         if self.unavailable.is_empty() {
             return None;
         }
-        self.index.busy.keys().find_map(|id| {
+        let needed = self.index.busy.keys().find_map(|id| {
             let phase = &self.jobs.get(id)?.phase;
             let Work::Operation { id: operation } = phase.work(id)? else { return None };
             let reason = self.unavailable(&operation_entity(operation))?;
@@ -104,6 +105,14 @@ impl State {
             };
             let outcome = told(kind, format!("its workspace was not made: {reason}"));
             Some(vec![Event::JobEnded { job: id.clone(), outcome: Box::new(outcome) }])
+        });
+        needed.or_else(|| {
+            // Work of our own may be repeated at any time: what nobody waits for need not be remembered.
+            let id = self.unavailable.keys().find_map(|entity| match entity.kind {
+                EntityKind::Operation => entity.name.parse().ok().map(OperationId),
+                _ => None,
+            })?;
+            Some(vec![Event::OperationForgotten { id }])
         })
     }
 

@@ -92,7 +92,7 @@ fn how_it_ended(job: &Job, verdict: &Verdict, evidence: &Evidence) -> (EndedBy, 
 }
 
 /// The kernel said how it ended: what that makes of the job.
-fn concluded(
+pub(super) fn concluded(
     job: &Job,
     recorded: &spec::Outcome,
     result: Option<&AgentResult>,

@@ -102,6 +102,9 @@ fn line(job: &Job, at: Timestamp, event: &Event) -> Option<Line> {
             told(format!("ended: {}", outcome_in_words(outcome.kind)), outcome.reason.clone())
         }
         Event::ServerStarted { .. }
+        | Event::JobRepaired { .. }
+        | Event::RepoRepaired { .. }
+        | Event::OperationForgotten { .. }
         | Event::RepoAdded { .. }
         | Event::RepoReady { .. }
         | Event::RepoFailed { .. }

@@ -97,14 +97,13 @@ impl State {
         match entity.kind {
             EntityKind::Job => {
                 let id = JobId::parse(&entity.name).ok();
+                if id.as_ref().is_some_and(|id| self.removed.contains_key(id)) {
+                    // Ids are never used again: whatever else is lost, it stays removed.
+                    return;
+                }
                 if let Some(job) = id.as_ref().and_then(|id| self.jobs.get(id)).cloned() {
                     self.unindex(&job);
                     self.index_users(&job);
-                }
-                if let Some(id) = id
-                    && let Some(removed) = self.removed.get(&id)
-                {
-                    self.index.expiries.remove_mut(&(expiry_of(removed.at), Removal::Job(id)));
                 }
             }
             EntityKind::Repo => {

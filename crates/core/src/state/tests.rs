@@ -13,6 +13,7 @@ mod policies;
 mod queue;
 mod random;
 mod removals;
+mod repair;
 mod repos;
 mod statistics;
 mod table;

@@ -152,6 +152,8 @@ enum Verb {
     Edit(ask::Edit),
     /// Say how a job ended that nobody can prove the end of
     Settle(ask::Settle),
+    /// Take jobs up again of which records are lost, as their directories and what can be read tell
+    Repair(ask::Many),
     /// Forget jobs and delete their workspaces
     #[command(visible_alias = "rm")]
     Remove(ask::Remove),
@@ -236,6 +238,7 @@ fn client_verb(verb: Verb, context: &Context) -> Result<Status, Failure> {
         Verb::Start(jobs) => jobs.run(context, ask::Action::Start),
         Verb::Hold(jobs) => jobs.run(context, ask::Action::Hold),
         Verb::Retry(jobs) => jobs.run(context, ask::Action::Retry),
+        Verb::Repair(jobs) => jobs.run(context, ask::Action::Repair),
         Verb::Resume(verb) => verb.run(context),
         Verb::Edit(verb) => verb.run(context),
         Verb::Settle(verb) => verb.run(context),

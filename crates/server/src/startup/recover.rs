@@ -8,6 +8,7 @@ use outlive_core::job::{Job, Phase, Work};
 use outlive_core::state::State;
 use outlive_supervisor::crash_point;
 
+use super::lost;
 use super::told::Report;
 use crate::data_dir::{Instance, Paths};
 use crate::truth::driver::Handle;
@@ -25,10 +26,16 @@ pub fn storage(paths: &Paths, instance: &Instance) -> Result<Opened, WalError> {
     Ok(opened)
 }
 
-/// Stage state: State is summed up.
-pub fn state(opened: &Opened) -> (State, Replayed) {
+/// Stage state: State is summed up, and whoever lost something is held.
+pub fn state(
+    opened: &Opened,
+    paths: &Paths,
+    instance: &Instance,
+    owner: &str,
+) -> (State, Replayed) {
     let mut state = State::default();
     let replayed = replay(opened, &mut state);
+    lost::hold(&mut state, &opened.lost, paths, &instance.instance, owner);
     (state, replayed)
 }
 
@@ -49,7 +56,9 @@ pub fn told_of_storage(opened: &Opened) -> Report {
     }
     for damage in &report.damage {
         let (file, offset, what) = (damage.file.display(), damage.offset, &damage.what);
-        notes.push(format!("{file} at byte {offset}: {what}"));
+        let kept = damage.kept.as_ref();
+        let kept = kept.map(|kept| format!("; kept as {}", kept.display())).unwrap_or_default();
+        notes.push(format!("{file} at byte {offset}: {what}{kept}"));
     }
     Report { notes, ..Report::of(counts) }
 }
@@ -62,7 +71,7 @@ pub fn told_of_state(state: &State, replayed: &Replayed) -> Report {
         ("queued", state.queued() as u64),
         ("repos", state.repos().count() as u64),
         ("events", replayed.events),
-        ("unavailable", replayed.unavailable.len() as u64),
+        ("unavailable", state.all_unavailable().count() as u64),
     ];
     Report::of(counts)
 }

@@ -54,6 +54,31 @@ impl Kind {
     }
 }
 
+/// The verb that takes it up again; its files and processes are left alone until then.
+fn remedy_of(entity: &EntityKey) -> String {
+    let name = &entity.name;
+    match entity.kind {
+        EntityKind::Job => format!(
+            "`outlive repair {name}` takes it up again as its directory and what can be read tell"
+        ),
+        EntityKind::Repo => format!(
+            "`outlive repo repair {name}` makes it usable again (with --source if nobody knows where it comes from)"
+        ),
+        EntityKind::Operation => {
+            "none is needed: whoever waits for it is told, and it is forgotten".into()
+        }
+        EntityKind::Server => {
+            "none is needed: the next change that is written down makes it good".into()
+        }
+        EntityKind::Stats => {
+            "none is needed: it counts on from here; what it had counted before is lost".into()
+        }
+        EntityKind::Delivery | EntityKind::Other(_) => {
+            "none in this version: it is kept as it is for one that knows it".into()
+        }
+    }
+}
+
 impl Degraded {
     /// It is an entity whose records are damaged.
     pub fn is_of_records(&self) -> bool {
@@ -87,8 +112,6 @@ impl Degraded {
             EntityKind::Repo => Kind::Repo,
             _ => Kind::Records,
         };
-        let remedy = "its files are untouched and nothing is done with them; \
-                      `outlive startup-log` names the bytes that cannot be read";
-        Self { kind, resource: entity.to_string(), cause, since, remedy: remedy.into() }
+        Self { kind, resource: entity.to_string(), cause, since, remedy: remedy_of(entity) }
     }
 }

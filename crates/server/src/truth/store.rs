@@ -31,13 +31,14 @@ pub struct Replayed {
     pub unavailable: Vec<(String, String)>,
 }
 
-/// Sums up a checkpoint and the records after it. Damage makes the entities concerned unavailable, and nothing else (I10).
+/// Sums up a checkpoint and the records after it. Damage makes the entities concerned unavailable, and nothing else (I10): what is
+/// known of them from before it stays, for people to see.
 pub fn replay(opened: &Opened, state: &mut State) -> Replayed {
     let mut replayed = Replayed::default();
     let Opened { checkpoint, records, report, broken, .. } = opened;
-    for (entity, reason) in broken {
-        lose(state, &mut replayed, entity.clone(), reason.clone());
-    }
+    let mut broken: Vec<_> = broken.iter().collect();
+    broken.sort_by_key(|(_, broken)| broken.since);
+    let mut broken = broken.into_iter().peekable();
     for entry in checkpoint {
         if state.unavailable(&entry.entity).is_some() {
             continue;
@@ -48,7 +49,13 @@ pub fn replay(opened: &Opened, state: &mut State) -> Replayed {
     }
     state.restored_through(report.checkpoint_lsn);
     for record in records {
+        while let Some((entity, it)) = broken.next_if(|(_, it)| it.since <= record.lsn) {
+            lose(state, &mut replayed, entity.clone(), it.why.clone());
+        }
         replay_record(record, state, &mut replayed);
+    }
+    for (entity, it) in broken {
+        lose(state, &mut replayed, entity.clone(), it.why.clone());
     }
     // Also past records of which nothing could be applied.
     state.restored_through(report.last_lsn);
@@ -68,7 +75,7 @@ fn replay_record(record: &Record, state: &mut State, replayed: &mut Replayed) {
     };
     for event in &transaction.events {
         let entity = event.entity();
-        if state.unavailable(&entity).is_some() {
+        if state.unavailable(&entity).is_some() && !event.begins_again() {
             continue;
         }
         match state.apply(record.lsn, transaction.at, event) {

@@ -166,6 +166,24 @@ pub struct Damage {
     pub kept: Option<PathBuf>,
 }
 
+/// Something of an entity cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// Nothing of it counts from this record on; what came before does.
+    pub since: Lsn,
+    /// What is lost, and where it stood.
+    pub why: String,
+}
+
+/// Records of which nobody can say whose they were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Which.
+    pub lsns: RangeInclusive<Lsn>,
+    /// What is lost, and where it stood.
+    pub why: String,
+}
+
 /// What [`open`] found and did, or [`verify`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -204,8 +222,10 @@ pub struct Opened {
     pub records: Vec<Record>,
     /// What was found and done.
     pub report: Report,
-    /// Entities that lost something, with what and where.
-    pub broken: BTreeMap<EntityKey, String>,
+    /// Entities that lost something, and did not begin again after that.
+    pub broken: BTreeMap<EntityKey, Broken>,
+    /// Records that may have been anybody's, in order.
+    pub lost: Vec<Lost>,
     /// To go on with, by [`Wal::start`].
     pub log: Log,
 }

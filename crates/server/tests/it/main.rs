@@ -6,6 +6,7 @@ mod claude;
 mod clocks;
 mod copies;
 mod crashes;
+mod damage;
 mod engine_claude;
 mod fake_model;
 mod filesystems;

@@ -205,5 +205,5 @@ fn an_entry_that_is_not_ours_is_refused_and_leaves_no_trace() {
         assert_eq!(error.entity, entity.name);
     }
     assert!(entries(&state) == entries(&State::default()));
-    assert_eq!(Action::ALL.len(), 9);
+    assert_eq!(Action::ALL.len(), 10);
 }

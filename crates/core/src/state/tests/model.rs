@@ -72,6 +72,10 @@ fn everything_is_counted_once(records: &[Record], state: &State) {
             Event::JobAccepted(_) => accepted += 1,
             Event::JobEnded { job, outcome } => drop(outcomes.insert(job.clone(), outcome.kind)),
             Event::JobRequeued { job, .. } => drop(outcomes.remove(job)),
+            Event::JobRepaired { job } => match &job.phase {
+                Phase::Ended { outcome } => drop(outcomes.insert(job.id.clone(), outcome.kind)),
+                _ => drop(outcomes.remove(&job.id)),
+            },
             Event::AttemptEnded { job, attempt, end } => {
                 let key = (job.clone(), *attempt);
                 match end.started_at {

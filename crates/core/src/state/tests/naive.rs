@@ -214,6 +214,9 @@ impl Naive {
             Request::Submit(submission) => return self.submit(submission),
             Request::AddRepo { name, .. } => return self.add_repo(name.as_str()),
             Request::RemoveRepo(name) => return self.remove_repo(name),
+            // Nothing is damaged here; what is asked of a whole repo then changes nothing (repair.rs).
+            Request::RepairRepo { name, .. } => return self.usable(name.as_str()).map(|_| None),
+            Request::Repair { job } => (job, "repair"),
             Request::Start(id) => (id, "start"),
             Request::Hold(id) => (id, "hold"),
             Request::Cancel(id) => (id, "cancel"),
@@ -866,6 +869,8 @@ fn answer_of(answer: Option<Result<Granted, Refusal>>) -> Answer {
                 Refusal::KeyReused(_) => "key reused",
                 Refusal::WorkspaceGone => "workspace gone",
                 Refusal::CannotResume(_) => "cannot resume",
+                Refusal::TaskLost(_) => "task lost",
+                Refusal::SourceLost(_) => "source lost",
                 Refusal::LimitReached { .. } => "limit reached",
                 Refusal::Unavailable { .. } => "unavailable",
                 Refusal::NotAdopted(_) => "not adopted",

@@ -1,4 +1,4 @@
-//! What may be asked of jobs: start, hold, cancel, retry, resume, edit, settle, remove.
+//! What may be asked of jobs: start, hold, cancel, retry, repair, resume, edit, settle, remove.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ pub(super) enum Action {
     Start,
     Hold,
     Retry,
+    Repair,
 }
 
 impl Action {
@@ -34,6 +35,7 @@ impl Action {
             Self::Start => "start",
             Self::Hold => "hold",
             Self::Retry => "retry",
+            Self::Repair => "repair",
         }
     }
 }

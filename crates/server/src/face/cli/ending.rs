@@ -40,6 +40,9 @@ fn failed(job: &Value) -> Status {
 /// A job's phase in one or two words, the outcome where there is one. For jobs of a list and whole ones.
 pub(super) fn state(job: &Value) -> String {
     let phase = at(job, "/phase");
+    if !at(job, "/unavailable").is_empty() {
+        return "unknown: records lost".to_string();
+    }
     let kind = at(job, "/outcome/kind");
     let kind = if kind.is_empty() { at(job, "/outcome") } else { kind };
     match (phase, number(job, "/queue_position")) {
@@ -66,6 +69,9 @@ pub(super) fn sentence(job: &Value) -> String {
 
 fn past(job: &Value) -> String {
     match (at(job, "/phase"), at(job, "/outcome/kind")) {
+        ("unknown", _) if !at(job, "/unavailable").is_empty() => {
+            format!("cannot be judged: {}", clean(at(job, "/unavailable")))
+        }
         ("unknown", _) => "ended in a way that nobody can prove (see `outlive why`)".to_string(),
         ("ended", "completed") => "completed".to_string(),
         ("ended", "failed") => "failed".to_string(),

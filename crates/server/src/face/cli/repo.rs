@@ -45,6 +45,17 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Make one usable again whose records are lost, or whose clone failed
+    Repair {
+        /// Its name
+        name: String,
+        /// Where it is, if nobody knows any more: a path on the server's machine, or a git URL
+        #[arg(long)]
+        source: Option<String>,
+        /// Which branch [default: the one that is checked out there]
+        #[arg(long, requires = "source")]
+        branch: Option<String>,
+    },
     /// Forget one; your own repository is not touched
     #[command(visible_alias = "rm")]
     Remove {
@@ -59,6 +70,17 @@ impl Repo {
             Self::Add { name, source, branch } => add(context, &name, &source, branch),
             Self::List { json } => list(context, json),
             Self::Show { name, json } => show(context, &name, json),
+            Self::Repair { name, source, branch } => {
+                let mut body = json!({});
+                if let Some(source) = source {
+                    body["source"] = absolute(&source)?.into();
+                }
+                if let Some(branch) = branch {
+                    body["branch"] = branch.into();
+                }
+                context.client.post(&format!("{}/repair", path(&name)), &body)?;
+                wait_ready(context, &name)
+            }
             Self::Remove { name } => {
                 context.client.delete(&path(&name))?;
                 writeln!(std::io::stdout(), "{name}  removed")?;
@@ -84,6 +106,10 @@ fn add(
     }
     context.client.post("/api/repos", &body)?;
     note(&format!("{name}: being cloned"));
+    wait_ready(context, name)
+}
+
+fn wait_ready(context: &Context, name: &str) -> Result<Status, Failure> {
     let wait = format!("{}?wait=true", path(name));
     let repo = Follower::new(&context.target).persist(|client, contact| {
         client.get(&path(name))?;

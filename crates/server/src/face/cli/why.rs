@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use super::text::{ago, at, clean, items, number, table};
-use super::{Context, SUCCESS, Status, print_json};
+use super::{Context, SUCCESS, Status, note, print_json};
 use crate::clock;
 use crate::face::client::escape;
 
@@ -31,6 +31,12 @@ impl Why {
             return print_json(&told);
         }
         write!(std::io::stdout(), "{}", lines(&told, clock::now()))?;
+        let lost = clean(at(&told, "/unavailable"));
+        if !lost.is_empty() {
+            let id = clean(at(&told, "/id"));
+            note(&format!("its records cannot be read from here on: {lost}"));
+            note(&format!("`outlive repair {id}` takes it up again"));
+        }
         Ok(SUCCESS)
     }
 }

@@ -77,19 +77,20 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, job: &Job) -> bool {
+    fn takes(&self, job: &Job, state: &outlive_core::state::State) -> bool {
         let is = |wanted: &Option<String>, value: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| value == Some(wanted))
         };
+        let phase = state.phase_name(job);
         let outcome = match &job.phase {
-            Phase::Ended { outcome } => Some(outcome_name(outcome.kind)),
+            Phase::Ended { outcome } if phase == "ended" => Some(outcome_name(outcome.kind)),
             _ => None,
         };
         let text = self.q.as_deref().is_none_or(|q| {
             let title = job.task.title.as_deref().unwrap_or_default();
             title.contains(q) || job.turns.iter().any(|turn| turn.prompt.contains(q))
         });
-        text && is(&self.phase, Some(job.phase.name()))
+        text && is(&self.phase, Some(phase))
             && is(&self.outcome, outcome)
             && is(&self.engine, Some(&job.task.engine))
             && is(&self.group, job.task.group.as_deref())
@@ -115,7 +116,8 @@ pub(super) async fn list(
     let Query(filter) = filter.map_err(|e| Problem::bad("bad_query", e.body_text()))?;
     let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let state = app.handle.view();
-    let mut found = state.newest_first(filter.cursor.map(Lsn)).filter(|job| filter.takes(job));
+    let mut found =
+        state.newest_first(filter.cursor.map(Lsn)).filter(|job| filter.takes(job, &state));
     let page: Vec<&Arc<Job>> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|job| job.accepted);
     let hindrance = app.hindrance();
@@ -141,7 +143,7 @@ pub(super) async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let job = app.find(&id)?;
-    Ok(Json(why::story(&job)))
+    Ok(Json(why::story(&job, &app.handle.view())))
 }
 
 /// Asks and shows what has become of the job.
@@ -186,6 +188,15 @@ pub(super) async fn retry(
     ask_and_show(&app, id.clone(), Request::Retry { job: id, session }).await
 }
 
+/// Takes a job up again of which records are lost.
+pub(super) async fn repair(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let id = app.find(&id)?.id.clone();
+    ask_and_show(&app, id.clone(), Request::Repair { job: id }).await
+}
+
 #[derive(Debug, Deserialize)]
 struct ResumeBody {
     prompt: Option<String>,
@@ -199,12 +210,18 @@ pub(super) async fn resume(
 ) -> Result<Json<Value>, Problem> {
     let asked: ResumeBody = read(&headers, &body, &["prompt"])?;
     let job = app.find(&id)?;
-    let unknown = || Problem::broken("the job's engine is not known to this version");
-    let engine = outlive_core::engine::find(&job.task.engine).ok_or_else(unknown)?;
+    let engine = engine_of(&job)?;
     let prompt = submission::parse_prompt(asked.prompt, engine)?;
     app.need_room()?;
     let id = job.id.clone();
     ask_and_show(&app, id.clone(), Request::Resume { job: id, prompt }).await
+}
+
+/// A newer version's job, or one of which nobody knows any more what it was, has none.
+fn engine_of(job: &Job) -> Result<&'static outlive_core::engine::Engine, Problem> {
+    let engine = &job.task.engine;
+    let unknown = || Refusal::CannotResume(engine.clone()).into();
+    outlive_core::engine::find(engine).ok_or_else(unknown)
 }
 
 #[derive(Debug, Deserialize)]
@@ -248,8 +265,7 @@ pub(super) async fn edit(
     let timeout_ms = asked.timeout_s.map(|s| submission::parse_timeout(Some(s))).transpose()?;
     let title = submission::parse_line("title", asked.title)?;
     let job = app.find(&id)?;
-    let unknown = || Problem::broken("the job's engine is not known to this version");
-    let engine = outlive_core::engine::find(&job.task.engine).ok_or_else(unknown)?;
+    let engine = engine_of(&job)?;
     let prompt = asked.prompt.map(|p| submission::parse_prompt(Some(p), engine)).transpose()?;
     if prompt.is_some() {
         app.need_room()?;

@@ -87,7 +87,8 @@ impl From<Refusal> for Problem {
             Refusal::RepoExists(_) => conflict("repo_exists"),
             Refusal::RepoInUse { .. } => conflict("repo_in_use")
                 .hint("wait for its jobs to end, or cancel them, and ask again"),
-            Refusal::RepoUnavailable { .. } => conflict("repository_unavailable"),
+            Refusal::RepoUnavailable { name, .. } => conflict("repository_unavailable")
+                .hint(format!("`outlive repo repair {name}` makes it usable again")),
             Refusal::NotAllowed { phase, allowed, .. } => {
                 let hint = if allowed.is_empty() {
                     "nothing can be asked of it now".to_string()
@@ -101,6 +102,12 @@ impl From<Refusal> for Problem {
                 conflict("workspace_gone").hint("`retry` makes a fresh workspace")
             }
             Refusal::CannotResume(_) => conflict("cannot_resume").hint("`retry` begins afresh"),
+            Refusal::TaskLost(_) => conflict("task_lost").hint(
+                "its output and its workspace are there; submit it anew if it has to be done",
+            ),
+            Refusal::SourceLost(name) => conflict("source_lost").hint(format!(
+                "say where it comes from: `outlive repo repair {name} --source SOURCE`"
+            )),
             Refusal::LimitReached { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "limit_reached", text)
             }
@@ -110,7 +117,8 @@ impl From<Refusal> for Problem {
             ),
             Refusal::Unavailable { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text).hint(
-                    "its records are damaged; its files are untouched: see `outlive startup-log`",
+                    "some of its records are lost; its files and processes are left alone: \
+                     `outlive repair` takes it up again",
                 )
             }
         }

@@ -38,29 +38,61 @@ pub(super) async fn add(
 ) -> Result<Response, Problem> {
     let asked: AddBody = read(&headers, &body, &["name", "source", "branch"])?;
     let name = name_of(&asked.name)?;
-    if asked.source.len() > limits::REPO_SOURCE_BYTES_MAX {
-        return Err(Problem::bad("bad_source", "`source` is too long"));
-    }
-    app.sight
-        .check_source(&asked.source)
-        .map_err(|why| Problem::bad("bad_source", why).with("field", "source"))?;
-    let bad_branch = |branch: &str| {
-        branch.is_empty() || branch.starts_with('-') || branch.contains(['\0', ' ', '\n'])
-    };
-    if asked.branch.as_deref().is_some_and(bad_branch) {
-        return Err(Problem::bad("bad_field", "`branch` is no branch name"));
-    }
+    check_origin(&app, Some(&asked.source), asked.branch.as_deref())?;
     app.need_room()?;
     let (source, branch, owner) = (asked.source, asked.branch, OWNER.to_string());
     app.ask(Request::AddRepo { name: name.clone(), owner, source, branch }).await?;
     let state = app.handle.view();
-    let repo = state.repo(&name).map(|repo| shown::repo(repo));
+    let repo = state.repo(&name).map(|repo| shown::repo(repo, &state));
     Ok((StatusCode::CREATED, Json(repo)).into_response())
+}
+
+fn check_origin(app: &App, source: Option<&str>, branch: Option<&str>) -> Result<(), Problem> {
+    if source.is_some_and(|source| source.len() > limits::REPO_SOURCE_BYTES_MAX) {
+        return Err(Problem::bad("bad_source", "`source` is too long"));
+    }
+    source
+        .map_or(Ok(()), |source| app.sight.check_source(source))
+        .map_err(|why| Problem::bad("bad_source", why).with("field", "source"))?;
+    let bad_branch = |branch: &str| {
+        branch.is_empty() || branch.starts_with('-') || branch.contains(['\0', ' ', '\n'])
+    };
+    if branch.is_some_and(bad_branch) {
+        return Err(Problem::bad("bad_field", "`branch` is no branch name"));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RepairBody {
+    source: Option<String>,
+    branch: Option<String>,
+}
+
+/// Makes a repo usable again; where nobody knows any more where it comes from, the body tells.
+pub(super) async fn repair(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let asked = match body.len() {
+        0 => RepairBody::default(),
+        _ => read(&headers, &body, &["source", "branch"])?,
+    };
+    let RepairBody { source, branch } = asked;
+    check_origin(&app, source.as_deref(), branch.as_deref())?;
+    app.need_room()?;
+    let (name, owner) = (name_of(&name)?, OWNER.to_string());
+    app.ask(Request::RepairRepo { name: name.clone(), owner, source, branch }).await?;
+    let state = app.handle.view();
+    Ok(Json(state.repo(&name).map_or(Value::Null, |repo| shown::repo(repo, &state))))
 }
 
 pub(super) async fn list(State(app): State<App>) -> Json<Value> {
     let state = app.handle.view();
-    let repos: Vec<Value> = state.repos().map(|repo| shown::repo(repo)).collect();
+    let mut repos: Vec<Value> = state.repos().map(|repo| shown::repo(repo, &state)).collect();
+    repos.extend(shown::lost_repos(&state));
     Json(json!({ "repos": repos }))
 }
 
@@ -83,7 +115,7 @@ pub(super) async fn show(
         let mut changes = app.handle.changes();
         let settled = |state: &Arc<outlive_core::state::State>| {
             let phase = state.repo(&name).map(|repo| &repo.phase);
-            !matches!(phase, Some(RepoPhase::Cloning))
+            !matches!(phase, Some(RepoPhase::Cloning)) || state.usable(&name).is_err()
         };
         tokio::select! {
             waited = changes.wait_for(settled) => {
@@ -94,9 +126,12 @@ pub(super) async fn show(
     }
     let state = app.handle.view();
     let unknown = Refusal::UnknownRepo { name: name.to_string(), nearest: None };
-    let repo = state.repo(&name).ok_or(unknown)?;
-    let mut shown = shown::repo(repo);
-    if repo.phase == RepoPhase::Ready {
+    let Some(repo) = state.repo(&name) else {
+        let lost = shown::lost_repos(&state).into_iter().find(|lost| lost["name"] == name.as_str());
+        return Ok(Json(lost.ok_or(unknown)?));
+    };
+    let mut shown = shown::repo(repo, &state);
+    if repo.phase == RepoPhase::Ready && state.usable(&name).is_ok() {
         let sight = app.sight.clone();
         let seen = blocking(&app, move || sight.repo(&name)).await?;
         shown["git"] = match seen {

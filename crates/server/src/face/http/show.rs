@@ -8,7 +8,9 @@ use outlive_core::engine::Usage;
 use outlive_core::event::job_entity;
 use outlive_core::evidence::Seen;
 use outlive_core::heartbeat::Heartbeat;
+use outlive_core::ids::RepoName;
 use outlive_core::job::{Action, Attempt, AttemptEnd, Job, Outcome, Phase, Work};
+use outlive_core::record::EntityKind;
 use outlive_core::repo::{Repo, RepoPhase};
 use outlive_core::spec::{Freeze, Limit, Reading, Started};
 use outlive_core::state::State;
@@ -31,8 +33,9 @@ pub(super) fn summary(
     hindrance: Option<&str>,
     running_max: u32,
 ) -> Value {
+    let unavailable = state.unavailable(&job_entity(&job.id));
     let outcome = match &job.phase {
-        Phase::Ended { outcome } => Some(outcome_kind(outcome)),
+        Phase::Ended { outcome } if unavailable.is_none() => Some(outcome_kind(outcome)),
         _ => None,
     };
     // While nothing begins, nobody knows when something will.
@@ -40,7 +43,7 @@ pub(super) fn summary(
     let estimate = estimate.filter(|_| hindrance.is_none());
     json!({
         "id": job.id, "owner": job.owner, "title": job.task.title, "group": job.task.group,
-        "phase": job.phase.name(), "outcome": outcome,
+        "phase": state.phase_name(job), "outcome": outcome, "unavailable": unavailable,
         "waiting": waiting(&job.phase, hindrance), "queue_position": state.queue_position(job),
         "estimated_start": estimate.map(rfc3339),
         "priority": job.task.priority, "repos": job.task.repos, "engine": job.task.engine,
@@ -73,7 +76,7 @@ pub(super) fn job(job: &Arc<Job>, state: &State, app: &App) -> Value {
         })).collect::<Vec<_>>(),
         "attempts": job.attempts.iter().map(|a| attempt(job, a, &live)).collect::<Vec<_>>(),
         "outcome": match &job.phase {
-            Phase::Ended { outcome: how } => outcome(how),
+            Phase::Ended { outcome: how } if shown["unavailable"].is_null() => outcome(how),
             _ => Value::Null,
         },
         "usage": usage(job), "resources": resources(job),
@@ -343,14 +346,30 @@ fn degraded(job: &Job, state: &State, unenforced_now: &[Limit]) -> Vec<String> {
 }
 
 /// A repo.
-pub(super) fn repo(repo: &Repo) -> Value {
+pub(super) fn repo(repo: &Repo, state: &State) -> Value {
     let (phase, reason) = match &repo.phase {
+        _ if state.usable(&repo.name).is_err() => ("unavailable", state.usable(&repo.name).err()),
         RepoPhase::Cloning => ("cloning", None),
         RepoPhase::Ready => ("ready", None),
-        RepoPhase::Unavailable { reason } => ("unavailable", Some(reason)),
+        RepoPhase::Unavailable { reason } => ("unavailable", Some(reason.clone())),
     };
     json!({
         "name": repo.name, "source": repo.source, "branch": repo.branch, "owner": repo.owner,
         "phase": phase, "reason": reason, "created_at": rfc3339(repo.created_at),
     })
+}
+
+/// Repos of which nothing is left but that they are there.
+pub(super) fn lost_repos(state: &State) -> Vec<Value> {
+    let lost = state.all_unavailable().filter(|(entity, _)| entity.kind == EntityKind::Repo);
+    let lost = lost.filter(|(entity, _)| {
+        RepoName::parse(&entity.name).is_ok_and(|name| state.repo(&name).is_none())
+    });
+    let lost = lost.map(|(entity, why)| {
+        json!({
+            "name": entity.name, "source": Value::Null, "branch": Value::Null,
+            "owner": Value::Null, "phase": "unavailable", "reason": why, "created_at": Value::Null,
+        })
+    });
+    lost.collect()
 }

@@ -1,14 +1,16 @@
 //! `why`: the story of a job as State has it, which is the sum of its records.
 
+use outlive_core::event::job_entity;
 use outlive_core::ids::RepoName;
 use outlive_core::job::{Decision, Job};
 use outlive_core::limits;
+use outlive_core::state::State;
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 
 /// Everything that was decided about a job, its acceptance first.
-pub(super) fn story(job: &Job) -> Value {
+pub(super) fn story(job: &Job, state: &State) -> Value {
     let mut decisions = vec![accepted(job)];
     let kept = limits::DECISIONS_MAX / 4;
     for (index, decision) in job.decisions.iter().enumerate() {
@@ -18,7 +20,8 @@ pub(super) fn story(job: &Job) -> Value {
         decisions.push(line(decision));
     }
     json!({
-        "id": job.id, "phase": job.phase.name(), "accepted": job.accepted,
+        "id": job.id, "phase": state.phase_name(job), "accepted": job.accepted,
+        "unavailable": state.unavailable(&job_entity(&job.id)),
         "decisions": decisions, "dropped": job.decisions_dropped,
     })
 }

@@ -14,7 +14,7 @@ use outlive_core::record::{EntityKey, FRAME_BYTES_MIN, Flaw, FrameKind, Header, 
 use super::checkpoint::Loaded;
 use super::reader::{Found, Piece, Span};
 use super::segment::{HEADER, NOTE, place_of_note};
-use super::{Damage, Report};
+use super::{Broken, Damage, Lost, Report};
 
 /// A place: which of the segments, and where in it.
 pub(super) type Place = (usize, u64);
@@ -23,7 +23,8 @@ pub(super) type Place = (usize, u64);
 #[derive(Debug, Default)]
 pub(super) struct Judgement {
     pub(super) records: Vec<Record>,
-    pub(super) broken: BTreeMap<EntityKey, String>,
+    pub(super) broken: BTreeMap<EntityKey, Broken>,
+    pub(super) lost: Vec<Lost>,
     pub(super) last: Lsn,
     /// Everything up to here is known to be durable.
     pub(super) synced: Lsn,
@@ -236,8 +237,12 @@ impl Walk<'_> {
         }
         for (entity, lsn, span, why) in &checkpoint.broken {
             self.seen.insert(entity.clone(), *lsn);
-            let what = format!("its state in {file} at {} cannot be read: {why}", span.start);
-            self.out.broken.insert(entity.clone(), what);
+            let why = format!("its state in {file} at {} cannot be read: {why}", span.start);
+            self.out.broken.insert(entity.clone(), Broken { since: Lsn::NONE, why });
+        }
+        for (span, what) in &checkpoint.flaws {
+            let why = format!("{what}: {file} at {}", span.start);
+            self.out.lost.push(Lost { lsns: Lsn(1)..=checkpoint.lsn, why });
         }
     }
 
@@ -307,6 +312,14 @@ impl Walk<'_> {
     /// Everything from the lsn that is due up to `through` is lost, in the pending holes or, without any, at `place`.
     fn lost(&mut self, through: Lsn, place: Place) {
         let lsns = self.expected..=through;
+        let at = self.pending.first().map_or(place, |(index, span)| (*index, span.start));
+        let (first, file) = (self.expected, self.path(at.0));
+        let why = format!(
+            "records {first} to {through} in {} at {} cannot be read",
+            file.display(),
+            at.1
+        );
+        self.out.lost.push(Lost { lsns: lsns.clone(), why });
         let mut places = std::mem::take(&mut self.pending);
         let missing = places.is_empty();
         if missing {
@@ -334,13 +347,14 @@ impl Walk<'_> {
         }
         let file = self.path(index);
         for entity in &entities {
-            let what = format!(
+            let why = format!(
                 "record {} in {} at {} cannot be read: {why}",
                 header.lsn,
                 file.display(),
                 span.start
             );
-            self.out.broken.entry(entity.clone()).or_insert(what);
+            let since = header.lsn;
+            self.out.broken.entry(entity.clone()).or_insert(Broken { since, why });
         }
         let lsns = header.lsn..=header.lsn;
         self.damage(index, span, why.to_string(), lsns, Some(entities), false);
@@ -364,15 +378,19 @@ impl Walk<'_> {
     fn follow(&mut self, index: usize, span: Span, header: &Header) {
         for link in &header.links {
             let seen = self.seen.insert(link.entity.clone(), header.lsn).unwrap_or(Lsn::NONE);
-            if link.previous != Lsn::NONE && link.previous != seen {
-                let what = format!(
+            if link.previous == Lsn::NONE {
+                // It begins, or begins again with all there is to know of it: what was lost before does not matter any more.
+                self.out.broken.remove(&link.entity);
+            } else if link.previous != seen {
+                let why = format!(
                     "record {} in {} at {} follows its record {}, which cannot be read",
                     header.lsn,
                     self.path(index).display(),
                     span.start,
                     link.previous
                 );
-                self.out.broken.entry(link.entity.clone()).or_insert(what);
+                let since = header.lsn;
+                self.out.broken.entry(link.entity.clone()).or_insert(Broken { since, why });
             }
         }
     }

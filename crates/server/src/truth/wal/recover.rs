@@ -3,13 +3,14 @@
 //! Every step may be cut off by a crash and is done again, with the same result, at the next start (R15). Nothing is touched before
 //! every file proved to be ours and of a version known here.
 
+use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outlive_core::ids::Lsn;
 use outlive_core::planted::planted;
-use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, LSN_MAX, Position, Record, encode};
+use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, LSN_MAX, Position, encode};
 
 use super::checkpoint::{self, Checkpointer, Loaded};
 use super::judge::{Judgement, judge, no_lsns, report_damage};
@@ -177,7 +178,7 @@ pub fn open(config: Config) -> Result<Opened, WalError> {
         // Also where the directory is there: a crash may have come before its name was durable.
         make_dir(&config, &config.dir)?;
     }
-    let (judgement, mut report) = survey.judge();
+    let (mut judgement, mut report) = survey.judge();
     for temp in &survey.temps {
         config.disk.remove(temp).map_err(io_at("remove", temp))?;
     }
@@ -187,8 +188,10 @@ pub fn open(config: Config) -> Result<Opened, WalError> {
     quarantine(&config, &survey, &mut report);
     mend(&survey.segments, &judgement)?;
     let checkpoint = survey.checkpoint.take().map(|c| c.entries).unwrap_or_default();
-    let (records, broken, log) = hand_over(config, survey, judgement)?;
-    Ok(Opened { checkpoint, records, report, broken, log })
+    let (broken, lost) = (take(&mut judgement.broken), take(&mut judgement.lost));
+    let records = take(&mut judgement.records);
+    let log = hand_over(config, survey, &judgement)?;
+    Ok(Opened { checkpoint, records, report, broken, lost, log })
 }
 
 /// Makes a directory and its name durable.
@@ -252,11 +255,8 @@ fn here<T: Copy>(places: &[(usize, T)], index: usize) -> impl Iterator<Item = T>
     places.iter().filter(move |(i, _)| *i == index).map(|(_, place)| *place)
 }
 
-type HandedOver =
-    (Vec<Record>, std::collections::BTreeMap<outlive_core::record::EntityKey, String>, Log);
-
 /// Turns the mended directory into a write-ahead log that can be started.
-fn hand_over(config: Config, survey: Survey, judged: Judgement) -> Result<HandedOver, WalError> {
+fn hand_over(config: Config, survey: Survey, judged: &Judgement) -> Result<Log, WalError> {
     let next_lsn = judged.last.next();
     let tail = judged.tail.map(|(index, _)| index);
     let mut in_use = survey.passed;
@@ -295,7 +295,7 @@ fn hand_over(config: Config, survey: Survey, judged: Judgement) -> Result<Handed
         segments: Mutex::new(segments),
         spare: Spare::new(config.clone(), empty, next_number),
     });
-    let log = Log {
+    Ok(Log {
         tail,
         position: judged.tail.map_or(HEADER, |(_, position)| position.next_multiple_of(8)),
         last: judged.last,
@@ -303,8 +303,7 @@ fn hand_over(config: Config, survey: Survey, judged: Judgement) -> Result<Handed
         chain: judged.chain,
         checkpointer: Checkpointer::new(config, Arc::clone(&shared), survey.kept),
         shared,
-    };
-    Ok((judged.records, judged.broken, log))
+    })
 }
 
 /// Keeps the bytes that could not be read. A failure to do so is not a reason not to start: it is noted with the damage.

@@ -149,7 +149,7 @@ fn a_damaged_body_names_its_entities_and_its_bytes_are_kept() {
     assert_eq!(damage.entities, Some(vec![job(1), job(2)]));
     let broken: Vec<&EntityKey> = opened.broken.keys().collect();
     assert_eq!(broken, [&job(1), &job(2)]);
-    assert!(opened.broken[&job(1)].contains(FIRST));
+    assert!(opened.broken[&job(1)].why.contains(FIRST));
     let kept = disk.contents(damage.kept.as_ref().unwrap()).unwrap();
     let start = usize::try_from(damage.offset).unwrap();
     assert_eq!(kept, disk.contents(FIRST.as_ref()).unwrap()[start..start + kept.len()]);
