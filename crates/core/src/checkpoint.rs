@@ -41,9 +41,11 @@ pub fn entity_of(header: &Header) -> Option<&EntityKey> {
     }
 }
 
-/// Appends the frame that ends a checkpoint of everything up to `lsn`.
-pub fn encode_end(out: &mut Vec<u8>, nonce: u64, lsn: Lsn) {
-    encode(out, nonce, FrameKind::End, at(lsn), &[], &[]).expect("no links and no body");
+/// Appends the frame that ends a checkpoint of everything up to `lsn`. `chain` is [`Header::crc`] of that record, 0 where it is not
+/// known: it tells whether the records that follow are of the same history.
+pub fn encode_end(out: &mut Vec<u8>, nonce: u64, lsn: Lsn, chain: u32) {
+    let position = Position { chain, ..at(lsn) };
+    encode(out, nonce, FrameKind::End, position, &[], &[]).expect("no links and no body");
 }
 
 /// A checkpoint's frames stand each for itself.
@@ -69,9 +71,9 @@ mod tests {
     #[test]
     fn the_end_is_no_entry() {
         let mut out = Vec::new();
-        encode_end(&mut out, 3, Lsn(9));
+        encode_end(&mut out, 3, Lsn(9), 7);
         let Decoded::Frame { header, body } = decode_at(&out, 3) else { panic!("no frame") };
-        assert_eq!((header.kind, header.lsn), (FrameKind::End, Lsn(9)));
+        assert_eq!((header.kind, header.lsn, header.chain), (FrameKind::End, Lsn(9), 7));
         assert_eq!(Entry::from_frame(&header, body), None);
     }
 }

@@ -12,6 +12,7 @@ mod judge;
 mod reader;
 mod recover;
 mod segment;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod writer;

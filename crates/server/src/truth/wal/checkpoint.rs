@@ -14,7 +14,7 @@ use outlive_core::limits::CHECKPOINT_ENTRIES_MAX;
 use outlive_core::planted::planted;
 use outlive_core::record::{EntityKey, Flaw, FrameKind, Header};
 
-use super::reader::{After, Piece, Span, Window, read_header};
+use super::reader::{After, Piece, Span, Window, open_segment, read_header};
 use super::recover::Shared;
 use super::segment::{self, HEADER, TEMP};
 use super::{Config, Damage, WalError, crash_point, io_at};
@@ -42,11 +42,20 @@ pub(super) struct Loaded {
     /// What else is wrong, and where.
     pub(super) flaws: Vec<(Span, &'static str)>,
     pub(super) bytes_read: u64,
+    /// The checksum of the header of the last record that it covers; 0 if it does not tell.
+    pub(super) chain: u32,
 }
 
 impl Loaded {
     pub(super) fn flawless(&self) -> bool {
         self.good && self.flaws.is_empty() && self.broken.is_empty()
+    }
+
+    /// Its records are not those that are here: it is of no use, whatever it says.
+    pub(super) fn disown(&mut self) {
+        let whole = Span { start: 0, end: self.bytes_read };
+        self.good = false;
+        self.flaws.push((whole, "the checkpoint is of another history than the records"));
     }
 
     /// Everything that is wrong with it. `harmless`: nothing hangs on it, for another one is used.
@@ -73,6 +82,13 @@ impl Loaded {
     }
 }
 
+/// Refuses a checkpoint of another data directory or of a newer version.
+pub(super) fn is_ours(config: &Config, lsn: Lsn) -> Result<(), WalError> {
+    let path = path(&config.dir, lsn);
+    let file = config.disk.open_read(&path).map_err(io_at("open", &path))?;
+    read_header(config, &*file, &path, 0, FileKind::Checkpoint).map(drop)
+}
+
 /// Reads a checkpoint, whatever its state.
 pub(super) fn load(config: &Config, lsn: Lsn) -> Result<Loaded, WalError> {
     let path = path(&config.dir, lsn);
@@ -88,6 +104,7 @@ pub(super) fn load(config: &Config, lsn: Lsn) -> Result<Loaded, WalError> {
         broken: Vec::new(),
         flaws: Vec::new(),
         bytes_read: 0,
+        chain: 0,
     };
     let known = |h: &FileHeader| h.number == lsn.0 && h.count <= CHECKPOINT_ENTRIES_MAX;
     let Some(header) = header.filter(known) else {
@@ -122,7 +139,9 @@ impl Loaded {
             Piece::Hole { span } => {
                 self.flaws.push((span, "an entry of the checkpoint is damaged"));
             }
-            Piece::Frame { header, .. } if header.kind == FrameKind::End => self.good = true,
+            Piece::Frame { header, .. } if header.kind == FrameKind::End => {
+                (self.good, self.chain) = (true, header.chain);
+            }
             Piece::Frame { header, body: Ok(body), .. } => {
                 self.entries.extend(Entry::from_frame(&header, &body));
             }
@@ -134,11 +153,12 @@ impl Loaded {
     }
 }
 
-/// Writes a whole checkpoint into a new file, and syncs it.
+/// Writes a whole checkpoint into a new file, and syncs it. `chain` is the checksum of the header of record `lsn`, 0 where there is
+/// none.
 pub(super) fn write_file(
     config: &Config,
     temp: &Path,
-    lsn: Lsn,
+    (lsn, chain): (Lsn, u32),
     entries: impl Iterator<Item = Entry>,
 ) -> Result<(), WalError> {
     let file = config.disk.create_new(temp).map_err(io_at("create", temp))?;
@@ -160,7 +180,7 @@ pub(super) fn write_file(
             flush(&mut buf, &mut at, &*file)?;
         }
     }
-    encode_end(&mut buf, nonce, lsn);
+    encode_end(&mut buf, nonce, lsn, chain);
     flush(&mut buf, &mut at, &*file)?;
     let kind = FileKind::Checkpoint;
     let header = FileHeader { kind, instance: config.instance, nonce, number: lsn.0, count };
@@ -202,7 +222,8 @@ impl Checkpointer {
         }
         let path = path(&self.config.dir, lsn);
         let temp = path.with_extension(format!("ckpt{TEMP}"));
-        let written = write_file(&self.config, &temp, lsn, entries);
+        let covered = self.chain_at(lsn).map(|chain| (lsn, chain));
+        let written = covered.and_then(|it| write_file(&self.config, &temp, it, entries));
         let result = written.and_then(|()| self.put(&temp, &path));
         if let Err(error) = result {
             // It is of no use; the first error is the one that counts.
@@ -211,6 +232,24 @@ impl Checkpointer {
         }
         kept.push(lsn);
         self.remove_superfluous(&mut kept)
+    }
+
+    /// The checksum of a durable record's header, as it stands in its segment; 0 if it is no longer there.
+    fn chain_at(&self, lsn: Lsn) -> Result<u32, WalError> {
+        let number = {
+            let segments = self.shared.segments();
+            segments.iter().rfind(|(_, first)| *first <= lsn).map(|(number, _)| *number)
+        };
+        let Some(number) = number else { return Ok(0) };
+        let mut segment = open_segment(&self.config, number, false)?;
+        segment.scan(&mut After::default(), |_| false)?;
+        let header = segment.pieces.iter().find_map(|piece| match piece {
+            Piece::Frame { header, .. } if header.kind == FrameKind::Record => {
+                Some(header).filter(|header| header.lsn == lsn)
+            }
+            Piece::Frame { .. } | Piece::Hole { .. } => None,
+        });
+        Ok(header.map_or(0, |header| header.crc))
     }
 
     fn put(&self, temp: &Path, path: &Path) -> Result<(), WalError> {

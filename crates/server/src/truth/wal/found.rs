@@ -23,7 +23,7 @@ pub fn found(
     let mut made = Vec::new();
     if lsn != Lsn::NONE {
         let path = checkpoint::path(&config.dir, lsn);
-        checkpoint::write_file(config, &path, lsn, entries)?;
+        checkpoint::write_file(config, &path, (lsn, 0), entries)?;
         made.push(path);
     }
     made.push(segment::make(config, 1, SEGMENT_BYTES)?.path);

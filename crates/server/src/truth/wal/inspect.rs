@@ -13,7 +13,7 @@ use outlive_core::record::{FILE_HEADER_BYTES, FrameKind, Record};
 use super::checkpoint;
 use super::judge::report_damage;
 use super::reader::{After, Found, Piece, open_segment};
-use super::recover::{Survey, named, survey};
+use super::survey::{Survey, named, survey};
 use super::{Config, Damage, Report, WalError, io_at};
 use crate::truth::disk::Disk;
 

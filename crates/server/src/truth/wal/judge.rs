@@ -79,6 +79,8 @@ pub(super) fn judge(
         out: Judgement {
             last,
             synced,
+            // Of the record before the next one, which need not be here.
+            chain: checkpoint.map_or(0, |checkpoint| checkpoint.chain),
             tail: first_readable.map(|index| (index, HEADER)),
             ..Judgement::default()
         },
@@ -286,7 +288,10 @@ impl Walk<'_> {
         if !before_base && header.lsn > self.expected {
             self.lost(Lsn(header.lsn.0 - 1), (index, span.start));
         }
-        (self.out.tail, self.out.chain) = (Some((index, span.end)), header.crc);
+        self.out.tail = Some((index, span.end));
+        if header.lsn >= self.base {
+            self.out.chain = header.crc;
+        }
         self.harmless();
         if before_base {
             return true;

@@ -247,6 +247,8 @@ pub(super) struct Found {
     pub(super) nonce: Option<u64>,
     /// Where the room for frames ends.
     pub(super) room: u64,
+    /// Its header holds, and says that it is this segment, with this nonce, and not the one that its name says.
+    pub(super) other: Option<(u64, u64)>,
     /// What is wrong with the file apart from its frames, and where.
     pub(super) flaws: Vec<(u64, &'static str)>,
     /// The first frame's lsn, where it is a whole record.
@@ -265,6 +267,7 @@ pub(super) fn open_segment(config: &Config, number: u64, write: bool) -> Result<
     let header = read_header(config, &*file, &path, 0, FileKind::Segment)?;
     let copy = read_header(config, &*file, &path, copy_at, FileKind::Segment)?;
     let mine = |header: &FileHeader| header.number == number;
+    let other = header.or(copy).filter(|header| !mine(header)).map(|h| (h.number, h.nonce));
     let (header, copy) = (header.filter(mine), copy.filter(mine));
     let mut flaws = Vec::new();
     if header.is_none() {
@@ -283,7 +286,7 @@ pub(super) fn open_segment(config: &Config, number: u64, write: bool) -> Result<
     }
     let mut window = Window::new(file, &path, end);
     let first = nonce.map(|nonce| first_lsn(&mut window, nonce)).transpose()?.flatten();
-    Ok(Found { number, path, window, nonce, room, flaws, first, pieces: Vec::new() })
+    Ok(Found { number, path, window, nonce, room, other, flaws, first, pieces: Vec::new() })
 }
 
 /// The first record's lsn, where its header holds; or what the seal tells that stands in its place.

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outlive_core::ids::Lsn;
 use outlive_core::planted::planted;
-use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Header, LSN_MAX, Position, encode};
+use outlive_core::record::{FRAME_BYTES_MIN, FrameKind, Position, encode};
 
-use super::checkpoint::{self, Checkpointer, Loaded};
-use super::judge::{Judgement, judge, no_lsns, report_damage};
-use super::reader::{After, Found, Span, open_segment};
+use super::checkpoint::Checkpointer;
+use super::judge::Judgement;
+use super::reader::{Found, Span};
 use super::segment::{self, HEADER, Segment, Spare, TEMP};
+use super::survey::{Survey, survey};
 use super::{Config, Damage, Opened, Report, WalError, crash_point, io_at};
 use crate::truth::disk::DiskFile;
 
@@ -47,123 +48,6 @@ pub struct Log {
     pub(super) chain: u32,
     pub(super) shared: Arc<Shared>,
     pub(super) checkpointer: Checkpointer,
-}
-
-/// The directory as it was found.
-pub(super) struct Survey {
-    pub(super) checkpoint: Option<Loaded>,
-    /// Checkpoints that are not used because of their flaws, newest first.
-    pub(super) rejected: Vec<Loaded>,
-    /// The other checkpoints' lsns, the used one's among them.
-    pub(super) kept: Vec<Lsn>,
-    /// The newest checkpoint's lsn by its name, used or not.
-    promised: Lsn,
-    /// Segments that the checkpoint covers, with their first lsn; not read.
-    passed: Vec<(u64, Option<Lsn>)>,
-    pub(super) segments: Vec<Found>,
-    pub(super) temps: Vec<PathBuf>,
-    next_number: u64,
-    fresh: bool,
-}
-
-/// Lsns and numbers that files are named after; the upper half would leave no room to count on.
-pub(super) fn named(name: &std::ffi::OsStr, ending: &str) -> Option<u64> {
-    segment::number_of(name, ending).filter(|number| *number <= LSN_MAX.0)
-}
-
-/// Reads everything that is needed, or `all` there is, without touching it.
-pub(super) fn survey(config: &Config, all: bool, write: bool) -> Result<Survey, WalError> {
-    let names = config.disk.list(&config.dir).map_err(io_at("list", &config.dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| named(name, ".seg")).collect();
-    let lsns: Vec<Lsn> = names.iter().filter_map(|name| named(name, ".ckpt")).map(Lsn).collect();
-    let ours = [format!(".seg{TEMP}"), format!(".ckpt{TEMP}")];
-    let is_temp = |name: &&std::ffi::OsString| ours.iter().any(|end| named(name, end).is_some());
-    let temps = names.iter().filter(is_temp).map(|name| config.dir.join(name)).collect();
-    let mut found = Survey {
-        checkpoint: None,
-        rejected: Vec::new(),
-        promised: lsns.last().copied().unwrap_or_default(),
-        passed: Vec::new(),
-        segments: Vec::new(),
-        temps,
-        next_number: numbers.last().map_or(1, |number| number + 1),
-        fresh: numbers.is_empty() && lsns.is_empty(),
-        kept: lsns,
-    };
-    found.choose_checkpoint(config)?;
-    for number in &numbers {
-        found.segments.push(open_segment(config, *number, write)?);
-    }
-    let base = found.checkpoint.as_ref().map_or(Lsn::NONE, |c| c.lsn);
-    let covered = |s: &Found| s.first.is_some_and(|first| first <= base.next());
-    let start = found.segments.iter().rposition(covered).filter(|_| !all).unwrap_or(0);
-    found.passed = found.segments.drain(..start).map(|s| (s.number, s.first)).collect();
-    let mut after = After::default();
-    for segment in &mut found.segments {
-        segment.scan(&mut after, |header: &Header| header.lsn > base)?;
-    }
-    Ok(found)
-}
-
-impl Survey {
-    /// The newest without a flaw; else the newest that has header and end.
-    fn choose_checkpoint(&mut self, config: &Config) -> Result<(), WalError> {
-        let mut flawed = Vec::new();
-        for lsn in self.kept.iter().rev() {
-            let loaded = checkpoint::load(config, *lsn)?;
-            if loaded.flawless() {
-                self.checkpoint = Some(loaded);
-                break;
-            }
-            flawed.push(loaded);
-        }
-        if self.checkpoint.is_none()
-            && let Some(good) = flawed.iter().position(|loaded| loaded.good)
-        {
-            self.checkpoint = Some(flawed.remove(good));
-        }
-        self.kept.retain(|lsn| flawed.iter().all(|loaded| loaded.lsn != *lsn));
-        self.rejected = flawed;
-        Ok(())
-    }
-
-    fn report_checkpoints(&self, report: &mut Report) {
-        let used = self.checkpoint.iter().map(|loaded| (loaded, false));
-        let rejected = self.rejected.iter().map(|loaded| (loaded, true));
-        for (loaded, harmless) in used.chain(rejected) {
-            report.bytes_read += loaded.bytes_read;
-            // What another checkpoint and longer records do not make up for is reported as lost records.
-            loaded.damage(harmless).for_each(|damage| report_damage(report, damage));
-        }
-    }
-
-    pub(super) fn judge(&mut self) -> (Judgement, Report) {
-        let mut report = Report::default();
-        self.report_checkpoints(&mut report);
-        let base = self.checkpoint.as_ref();
-        let judgement = judge(&mut self.segments, base, self.promised, &mut report);
-        if self.segments.is_empty() && !self.fresh {
-            let file = base.map(|c| c.path.clone()).unwrap_or_default();
-            let what = "no segment is there".to_owned();
-            let (lsns, entities, kept) = (no_lsns(), None, None);
-            let (offset, bytes, harmless) = (0, 0, false);
-            let damage = Damage { file, offset, bytes, what, lsns, entities, harmless, kept };
-            report_damage(&mut report, damage);
-        }
-        report.checkpoint_lsn = base.map_or(Lsn::NONE, |c| c.lsn);
-        report.last_lsn = judgement.last;
-        report.synced_through = judgement.synced;
-        report.created = self.fresh;
-        report.segments_read = self.segments.len();
-        report.bytes_read += self.segments.iter().map(|s| s.window.bytes_read).sum::<u64>();
-        report.rewritten_records = judgement.doubtful.len();
-        report.cut_bytes = judgement.cut.iter().map(|(_, span)| span.end - span.start).sum();
-        report.cut_at = judgement
-            .cut
-            .first()
-            .and_then(|(index, span)| Some((self.segments.get(*index)?.path.clone(), span.start)));
-        (judgement, report)
-    }
 }
 
 /// Opens the write-ahead log: reads it, cuts off a torn group, writes doubtful records again, and hands over what is durable then.
@@ -308,18 +192,20 @@ fn hand_over(config: Config, survey: Survey, judged: &Judgement) -> Result<Log, 
 
 /// Keeps the bytes that could not be read. A failure to do so is not a reason not to start: it is noted with the damage.
 fn quarantine(config: &Config, survey: &Survey, report: &mut Report) {
-    if report.damage.iter().all(|damage| damage.harmless) && survey.rejected.is_empty() {
+    let nothing_moves = survey.rejected.is_empty() && survey.copies.is_empty();
+    if report.damage.iter().all(|damage| damage.harmless) && nothing_moves {
         return;
     }
     let made = make_dir(config, &config.quarantine).err();
     for damage in &mut report.damage {
-        let rejected = survey.rejected.iter().any(|loaded| loaded.path == damage.file);
-        if damage.bytes == 0 || (damage.harmless && !rejected) {
+        let moves = survey.rejected.iter().any(|loaded| loaded.path == damage.file)
+            || survey.copies.iter().any(|copy| copy.path == damage.file);
+        if !moves && (damage.bytes == 0 || damage.harmless) {
             continue;
         }
         let kept = match &made {
             Some(error) => Err(error.to_string()),
-            None if rejected => move_away(config, &damage.file),
+            None if moves => move_away(config, &damage.file),
             None => copy_away(config, damage),
         };
         match kept {

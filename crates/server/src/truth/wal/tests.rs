@@ -3,6 +3,7 @@
 mod basics;
 mod damage;
 mod explorer;
+mod files;
 mod look;
 mod real;
 mod seal;
