@@ -369,8 +369,23 @@ pub fn decode_slot<T: for<'de> Deserialize<'de>>(slot: &[u8]) -> Reading<T> {
     }
 }
 
-/// Reads one of the JSON files back; an empty file counts as damaged.
+/// All that is asked of a file before anything else.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default)]
+    version: u32,
+}
+
+/// Reads one of the JSON files back; an empty file counts as damaged, and so does a newer version's: who knows what it means.
 pub fn decode_json<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Reading<T> {
+    if let Ok(Versioned { version }) = serde_json::from_slice(bytes)
+        && version > VERSION
+    {
+        let newer = alloc::format!(
+            "version {version} is newer than {VERSION}, the newest that is known here"
+        );
+        return Reading::Damaged(newer);
+    }
     match serde_json::from_slice(bytes) {
         Ok(value) => Reading::Valid(value),
         Err(error) => Reading::Damaged(error.to_string()),
@@ -412,6 +427,14 @@ mod tests {
                 other => assert_eq!(other, Reading::Valid(outcome()), "byte {at}"),
             }
         }
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_not_taken_for_ours() {
+        let newer = Outcome { version: VERSION + 1, ..outcome() };
+        let slot = encode_slot(&newer).expect("fits");
+        let Reading::Damaged(why) = decode_slot::<Outcome>(&slot) else { panic!("read") };
+        assert_eq!(why, "version 2 is newer than 1, the newest that is known here");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod damage;
 mod engine_claude;
 mod fake_model;
 mod filesystems;
+mod formats;
 mod fulldisk;
 mod held_disk;
 mod history;
