@@ -187,6 +187,9 @@ pub const DAMAGE_LISTED_MAX: usize = 1000;
 /// Looks at a write-ahead log that a server is writing, when a file goes away under the look: each is one checkpoint later.
 pub const WAL_LOOKS_MAX: u32 = 8;
 
+/// What lost records is listed one by one up to this; a destroyed disk must not make a start slow, nor an answer long.
+pub const LOST_LISTED_MAX: usize = 1000;
+
 /// A job that is taken up again is written down whole; with this it fits into a record beside what else happens.
 pub const REPAIRED_JOB_BYTES_MAX: usize = RECORD_BODY_BYTES_MAX / 2;
 

@@ -235,8 +235,8 @@ impl Server {
         if let Some(why) = self.adoption.held() {
             self.telling.finds_degraded(Degraded::copy(why.to_string(), since.clone()));
         }
-        for (entity, cause) in state.all_unavailable() {
-            self.telling.finds_degraded(Degraded::lost(entity, cause.clone(), since.clone()));
+        for lost in Degraded::all_lost(&state, &[], &since) {
+            self.telling.finds_degraded(lost);
         }
         let report = recover::told_of_state(&state, &replayed);
         self.set_to_work(state, opened)?;
@@ -419,10 +419,10 @@ impl Server {
 
 /// What is not available now: what the start found, as far as it still is so, and what has come since.
 fn degraded(telling: &Telling, state: &State, room: &Room) -> Vec<Degraded> {
-    let lost: Vec<String> = state.all_unavailable().map(|(entity, _)| entity.to_string()).collect();
-    let still = |it: &Degraded| !it.is_of_records() || lost.contains(&it.resource);
-    let mut degraded: Vec<Degraded> =
-        telling.read().current.degraded.into_iter().filter(still).collect();
+    let start = telling.read().current;
+    let lost = Degraded::all_lost(state, &start.degraded, &start.started_at);
+    let others = start.degraded.into_iter().filter(|it| !it.is_of_records());
+    let mut degraded: Vec<Degraded> = others.chain(lost).collect();
     let disk = room.missing_since();
     degraded.extend(disk.map(|(cause, since)| Degraded::disk(cause, clock::rfc3339(since))));
     degraded

@@ -1,6 +1,10 @@
 //! What is not available: a list of resources, each with its cause and its remedy. Never a feature that is switched off.
 
+use std::collections::BTreeMap;
+
+use outlive_core::limits::LOST_LISTED_MAX;
 use outlive_core::record::{EntityKey, EntityKind};
+use outlive_core::state::State;
 use serde::{Deserialize, Serialize};
 
 /// A resource that is not available. Everything else works.
@@ -105,6 +109,34 @@ impl Degraded {
         }
     }
 
+    /// Everything whose records cannot be read, as far as it is listed. Since when: as it is `known`, or else `since`.
+    pub fn all_lost(state: &State, known: &[Self], since: &str) -> Vec<Self> {
+        let known = known.iter().filter(|it| it.is_of_records());
+        let known: BTreeMap<&str, &str> =
+            known.map(|it| (it.resource.as_str(), it.since.as_str())).collect();
+        let entities = state.all_unavailable().take(LOST_LISTED_MAX);
+        let mut all: Vec<Self> = entities
+            .map(|(entity, cause)| {
+                let resource = entity.to_string();
+                let since = known.get(resource.as_str()).copied().unwrap_or(since);
+                Self::lost(entity, cause.clone(), since.to_string())
+            })
+            .collect();
+        let more = state.all_unavailable().count() - all.len();
+        if more > 0 {
+            all.push(Self {
+                kind: Kind::Records,
+                resource: format!("{more} more"),
+                cause: "their records cannot be read".into(),
+                since: since.to_string(),
+                remedy:
+                    "`outlive list --phase unknown` names the jobs, `outlive repo list` the repos"
+                        .into(),
+            });
+        }
+        all
+    }
+
     /// An entity whose records cannot be read.
     pub fn lost(entity: &EntityKey, cause: String, since: String) -> Self {
         let kind = match entity.kind {
@@ -113,5 +145,42 @@ impl Degraded {
             _ => Kind::Records,
         };
         Self { kind, resource: entity.to_string(), cause, since, remedy: remedy_of(entity) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state_without(jobs: usize) -> State {
+        let mut state = State::default();
+        for n in 0..jobs {
+            let entity = EntityKey::new(EntityKind::Job, format!("job{n:05}"));
+            state.set_unavailable(entity, "lost".into());
+        }
+        state
+    }
+
+    #[test]
+    fn what_is_lost_is_listed_with_since_when_it_is_known() {
+        let state = state_without(2);
+        let first = Degraded::all_lost(&state, &[], "then");
+        assert_eq!(first.len(), 2);
+        let again = Degraded::all_lost(&state, &first[..1], "now");
+        let since: Vec<&str> = again.iter().map(|it| it.since.as_str()).collect();
+        assert_eq!(since, ["then", "now"]);
+        assert!(again[0].remedy.starts_with("`outlive repair job00000` "), "{}", again[0].remedy);
+    }
+
+    // Proves I9.
+    #[test]
+    fn a_flood_of_losses_is_counted_and_not_listed() {
+        let all = Degraded::all_lost(&state_without(LOST_LISTED_MAX + 7), &[], "then");
+        assert_eq!(all.len(), LOST_LISTED_MAX + 1);
+        assert_eq!(all.last().map(|it| it.resource.as_str()), Some("7 more"));
+        assert_eq!(
+            Degraded::all_lost(&state_without(LOST_LISTED_MAX), &[], "x").len(),
+            LOST_LISTED_MAX
+        );
     }
 }
