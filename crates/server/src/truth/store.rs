@@ -150,3 +150,6 @@ fn write(checkpointer: &Checkpointer, state: &State) {
         tracing::warn!(%error, "no checkpoint was written");
     }
 }
+
+#[cfg(test)]
+mod tests;

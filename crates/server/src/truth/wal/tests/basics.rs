@@ -251,7 +251,7 @@ fn files_of_another_instance_or_a_newer_version_are_refused_untouched() {
 }
 
 /// CRC-32 (IEEE), bit by bit: a second opinion on the one that is used.
-fn crc32_of(bytes: &[u8]) -> u32 {
+pub(super) fn crc32_of(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc: u32, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             (crc >> 1) ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 }

@@ -211,6 +211,29 @@ fn a_checkpoint_of_any_length_is_made_up_for() {
     }
 }
 
+/// Not needed, and yet it will be removed one day.
+#[test]
+fn an_older_checkpoint_that_is_not_ours_is_refused_untouched() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    for _ in 0..2 {
+        machine.group(&mut model, &[100]).unwrap();
+        machine.checkpoint(&model).unwrap();
+    }
+    for (at, what) in [(8, "Newer"), (16, "OtherInstance")] {
+        let disk = disk.after(Keep::All);
+        let mut bytes = disk.contents(&checkpoint(1)).unwrap();
+        bytes[at] = 2;
+        let check = super::basics::crc32_of(&bytes[..508]);
+        bytes[508..512].copy_from_slice(&check.to_le_bytes());
+        disk.put(&checkpoint(1), &bytes);
+        let Err(refused) = open(config(&disk, SEGMENT)) else { panic!("{what} was opened") };
+        assert!(format!("{refused:?}").starts_with(what), "{refused:?}");
+        assert_eq!(disk.calls(), 0, "{what}");
+        verify(&config(&disk, SEGMENT)).unwrap_err();
+    }
+}
+
 /// The same data directory, gone on with in two ways.
 fn histories() -> [(SimDisk, Model); 2] {
     let disk = SimDisk::default();
