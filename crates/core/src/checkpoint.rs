@@ -69,6 +69,18 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_whose_link_is_not_its_own_lsn_is_none() {
+        let entity = EntityKey::new(EntityKind::Job, "abc");
+        for (previous, good) in [(4, true), (3, false)] {
+            let links = [Link { entity: entity.clone(), previous: Lsn(previous) }];
+            let mut out = Vec::new();
+            encode(&mut out, 3, FrameKind::Entry, at(Lsn(4)), &links, b"state").unwrap();
+            let Decoded::Frame { header, .. } = decode_at(&out, 3) else { panic!("no frame") };
+            assert_eq!(entity_of(&header).is_some(), good);
+        }
+    }
+
+    #[test]
     fn the_end_is_no_entry() {
         let mut out = Vec::new();
         encode_end(&mut out, 3, Lsn(9), 7);
