@@ -306,8 +306,10 @@ impl Telling {
 
     /// No stage is left.
     pub fn is_complete(&self) {
+        // One at a time: what is written last must be what was said last.
+        let mut marking = self.marking();
         self.keep();
-        self.marking().remove();
+        marking.remove();
     }
 
     /// The server ends because it was told to, or because it cannot start and has said why.
@@ -499,6 +501,21 @@ mod tests {
         let numbers: Vec<u64> = log.history.iter().map(|start| start.number).collect();
         assert_eq!((log.current.number, numbers), (5, vec![4, 3, 2, 1]));
         assert_eq!(log.history[0].summary, "did not come to its end: it died in stage storage");
+    }
+
+    #[test]
+    fn an_end_that_meets_the_completion_of_the_start_is_not_written_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for _ in 0..100 {
+            let telling = begin(&dir, "a");
+            std::thread::scope(|scope| {
+                scope.spawn(|| telling.is_complete());
+                scope.spawn(|| telling.ends(None));
+            });
+            let log = std::fs::read(dir.path().join("startup-log.json")).expect("kept");
+            let log: StartupLog = serde_json::from_slice(&log).expect("a startup log");
+            assert!(log.current.ended_at.is_some(), "start {}", log.current.number);
+        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ fn agents_notice_nothing_of_a_stop_and_followers_do_not_hold_it_up() {
         let client = rig.start();
         let log = client.get("/api/admin/startup-log").expect("there").json().expect("JSON");
         assert!(
-            log["current"]["summary"].as_str().is_some_and(|s| s.contains("1 agents")),
+            log["current"]["summary"].as_str().is_some_and(|s| s.contains("1 agent re-adopted")),
             "{log}"
         );
         assert_eq!((rig.job(&id)["phase"].as_str(), rig.pids(&id, 1)), (Some("running"), pids));
