@@ -1,6 +1,6 @@
 //! `apply`: the only place where State changes (I3). An event that does not fit is damage or a bug, never a refusal.
 
-use alloc::string::ToString as _;
+use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,6 +12,7 @@ use crate::event::{Accepted, Event, RequeueCause};
 use crate::ids::{AttemptNo, JobId, Lsn, RepoName};
 use crate::job::{Action, Attempt, EndedBy, Job, Phase, Session, Turn, WaitReason, Work};
 use crate::repo::{Operation, Repo, RepoPhase};
+use crate::task::Task;
 use crate::time::Timestamp;
 
 /// An event that cannot have happened in the state it came to.
@@ -256,32 +257,50 @@ fn new_job(lsn: Lsn, at: Timestamp, ready_at: Timestamp, accepted: &Accepted) ->
         }
         (false, None) => Phase::Queued,
     };
+    let (id, owner, task) = (accepted.job.clone(), accepted.owner.clone(), accepted.task.clone());
     Job {
-        id: accepted.job.clone(),
-        owner: accepted.owner.clone(),
-        accepted: lsn,
-        changed: lsn,
-        created_at: at,
         ready_at,
-        slot_at: None,
-        ended_at: None,
-        task: accepted.task.clone(),
-        phase,
         turns: vec![Turn { prompt: accepted.prompt.clone(), at }],
-        turns_done: 0,
         sessions: vec![Session {
             id: accepted.session.clone(),
             workspace: None,
             output_base: [0, 0],
             first_attempt: None,
         }],
+        idempotency: accepted.idempotency.clone(),
+        ..untouched(id, owner, (lsn, at), task, phase)
+    }
+}
+
+/// A job to which nothing has happened yet, accepted then.
+pub(super) fn untouched(
+    id: JobId,
+    owner: String,
+    (lsn, at): (Lsn, Timestamp),
+    task: Task,
+    phase: Phase,
+) -> Job {
+    Job {
+        id,
+        owner,
+        accepted: lsn,
+        changed: lsn,
+        created_at: at,
+        ready_at: at,
+        slot_at: None,
+        ended_at: None,
+        task,
+        phase,
+        turns: vec![],
+        turns_done: 0,
+        sessions: vec![],
         attempts: vec![],
         interrupts: 0,
         limits_met: 0,
         limit_waited_ms: 0,
         decisions: vec![],
         decisions_dropped: 0,
-        idempotency: accepted.idempotency.clone(),
+        idempotency: None,
     }
 }
 

@@ -13,7 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::State;
-use super::apply::{IllegalEvent, illegal};
+use super::apply::{IllegalEvent, illegal, untouched};
 use super::decide::{Decision, said, told, unknown_repo};
 use super::ending::concluded;
 use crate::effect::Effect;
@@ -94,28 +94,7 @@ impl State {
         let at = started.map_or(self.clock, |started| started.at);
         let accepted = self.free_place(remains.accepted.unwrap_or(self.lsn), id);
         let spec = remains.attempts.iter().rev().find_map(|attempt| attempt.spec.as_ref());
-        Job {
-            id: id.clone(),
-            owner: owner.to_string(),
-            accepted,
-            changed: accepted,
-            created_at: at,
-            ready_at: at,
-            slot_at: None,
-            ended_at: None,
-            task: task_of(spec),
-            phase: Phase::Held,
-            turns: vec![],
-            turns_done: 0,
-            sessions: vec![],
-            attempts: vec![],
-            interrupts: 0,
-            limits_met: 0,
-            limit_waited_ms: 0,
-            decisions: vec![],
-            decisions_dropped: 0,
-            idempotency: None,
-        }
+        untouched(id.clone(), owner.to_string(), (accepted, at), task_of(spec), Phase::Held)
     }
 
     /// A place in the order of all jobs that no other job has: the wanted one, or the next before it.
