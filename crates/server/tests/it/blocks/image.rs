@@ -11,6 +11,10 @@ const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
 const BLOCK_BYTES: u64 = 4096;
 
+/// The sectors at which btrfs has its superblock and its copy. A mount reads the first alone, so a disk that tears it takes the file
+/// system away: btrfs relies on these 4 KiB being written whole, and nothing above it can do better.
+const BTRFS_SUPERBLOCKS: [u64; 2] = [128, 131_072];
+
 /// A disk's contents; what is not there is zeros.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Image(BTreeMap<u64, Box<[u8; BLOCK]>>);
@@ -71,6 +75,8 @@ struct Entry {
     flush: bool,
     /// It is safe itself.
     fua: bool,
+    /// It is there as a whole or not at all.
+    whole: bool,
     /// It is an acknowledgement.
     told: bool,
 }
@@ -109,7 +115,8 @@ impl Record {
             file.read_exact_at(&mut data, at).expect("it can be read");
             at += len;
             let (flush, fua, told) = (flags & 1 != 0, flags & 2 != 0, sector >= beyond);
-            entries.push(Entry { sector, data, flush, fua, told });
+            let whole = fua || kind == Kind::Btrfs && BTRFS_SUPERBLOCKS.contains(&sector);
+            entries.push(Entry { sector, data, flush, fua, whole, told });
         }
         Self { kind, base, mib, entries }
     }
@@ -203,7 +210,7 @@ fn keep_some(image: &mut Image, writes: &[Entry], keep: Keep, chance: &mut Chanc
             Keep::Any => chance.below(2) == 1,
         };
         let last = at + 1 == if keep == Keep::Beginning { upto } else { writes.len() as u64 };
-        if kept && last && keep != Keep::All && !entry.fua {
+        if kept && last && keep != Keep::All && !entry.whole {
             let sectors = chance.below((entry.data.len() / SECTOR) as u64 + 1);
             let torn = usize::try_from(sectors).expect("fits") * SECTOR;
             image.write(entry.sector, &entry.data[..torn]);
