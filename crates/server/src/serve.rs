@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use outlive_core::effect::Effect;
 use outlive_core::job::Work;
+use outlive_core::planted::planted;
 use outlive_core::startup_plan::{Plan, Stage};
 use outlive_core::state::{Removal, State};
 use outlive_supervisor::{Here, crash_point, replace_file};
@@ -213,7 +214,7 @@ impl Server {
         let (paths, instance) = (self.data.paths.clone(), self.data.instance.clone());
         let opening = self.tracker.spawn_blocking(move || recover::storage(&paths, &instance));
         let opened = opening.await.map_err(anyhow::Error::from)?.map_err(|error| {
-            let is_final = !error.may_be_tried_again();
+            let is_final = !error.may_be_tried_again() && !planted("storage.tried_again");
             Failure { is_final, ..Failure::from(anyhow::Error::from(error)) }
         })?;
         let report = recover::told_of_storage(&opened);

@@ -101,6 +101,8 @@ impl State {
         let can_resume = engine.is_some_and(|engine| engine.can_resume) && (workspace || !ended);
         let allowed = move |action: &Action| match action {
             Action::Repair => !whole,
+            // Its phases are known, but there is no request yet that brings files.
+            Action::Upload => false,
             Action::Resume => whole && job.phase.allows(*action) && can_resume,
             Action::Start | Action::Retry => whole && job.phase.allows(*action) && job.has_task(),
             _ => whole && job.phase.allows(*action),

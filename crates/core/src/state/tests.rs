@@ -41,6 +41,13 @@ use looks::Look;
 /// More steps than any sane state needs to come to rest.
 const STEPS_MAX: usize = 5_000;
 
+/// How many random stories a test tells: `long` where the long tests are wanted, as many as `OUTLIVE_STORIES` says, or 256.
+fn stories(long: u32) -> u32 {
+    let wanted = std::env::var("OUTLIVE_STORIES").ok().and_then(|it| it.parse().ok());
+    let short = if std::env::var_os("OUTLIVE_LONG").is_some() { long } else { 256 };
+    wanted.unwrap_or(short)
+}
+
 /// One record: its events, and for each entity the record before.
 struct Record {
     lsn: Lsn,

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::random::{Deed, deed, perform, steps};
-use super::{Look, Rig, model, restored, table};
+use super::{Look, Rig, model, restored, stories, table};
 use crate::engine::{Limit, SessionSign};
 use crate::ids::{JobId, RepoName};
 use crate::job::{Job, OutcomeKind, Phase, WaitReason, Work};
@@ -963,12 +963,8 @@ fn start_anew(rig: &mut Rig, which: usize) {
     rig.state = state;
 }
 
-fn stories() -> u32 {
-    if std::env::var_os("OUTLIVE_LONG").is_some() { 50_000 } else { 256 }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: stories(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: stories(50_000), failure_persistence: None, ..ProptestConfig::default() })]
 
     // Proves I3: whatever is asked, seen and waited for, and however often the server starts anew, State is what the promise says.
     #[test]

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Look, Rig, State, add_repo, damage, key, looks, model, repo, restored};
+use super::{Look, Rig, State, add_repo, damage, key, looks, model, repo, restored, stories};
 use crate::event::Event;
 use crate::event::Transaction;
 use crate::ids::JobId;
@@ -252,7 +252,7 @@ impl Shadow {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: stories(20_000), failure_persistence: None, ..ProptestConfig::default() })]
 
     // Proves I3 and I7 over random histories, and that nothing is left undone at their end.
     #[test]
