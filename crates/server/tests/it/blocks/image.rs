@@ -66,6 +66,17 @@ impl Image {
     }
 }
 
+/// What a power cut leaves of a write that was not flushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtCut {
+    /// Nothing, all of it, or its first sectors.
+    Any,
+    /// Nothing or all of it.
+    Whole,
+    /// All of it: it was a write through the disk's cache.
+    Kept,
+}
+
 /// What reached the disk.
 #[derive(Debug)]
 struct Entry {
@@ -73,10 +84,7 @@ struct Entry {
     data: Vec<u8>,
     /// Everything before it is safe then.
     flush: bool,
-    /// It is safe itself.
-    fua: bool,
-    /// It is there as a whole or not at all.
-    whole: bool,
+    at_cut: AtCut,
     /// It is an acknowledgement.
     told: bool,
 }
@@ -114,9 +122,15 @@ impl Record {
             let mut data = vec![0; usize::try_from(len).expect("fits")];
             file.read_exact_at(&mut data, at).expect("it can be read");
             at += len;
-            let (flush, fua, told) = (flags & 1 != 0, flags & 2 != 0, sector >= beyond);
-            let whole = fua || kind == Kind::Btrfs && BTRFS_SUPERBLOCKS.contains(&sector);
-            entries.push(Entry { sector, data, flush, fua, whole, told });
+            let at_cut = if flags & 2 != 0 {
+                AtCut::Kept
+            } else if kind == Kind::Btrfs && BTRFS_SUPERBLOCKS.contains(&sector) {
+                AtCut::Whole
+            } else {
+                AtCut::Any
+            };
+            let (flush, told) = (flags & 1 != 0, sector >= beyond);
+            entries.push(Entry { sector, data, flush, at_cut, told });
         }
         Self { kind, base, mib, entries }
     }
@@ -210,11 +224,11 @@ fn keep_some(image: &mut Image, writes: &[Entry], keep: Keep, chance: &mut Chanc
             Keep::Any => chance.below(2) == 1,
         };
         let last = at + 1 == if keep == Keep::Beginning { upto } else { writes.len() as u64 };
-        if kept && last && keep != Keep::All && !entry.whole {
+        if kept && last && keep != Keep::All && entry.at_cut == AtCut::Any {
             let sectors = chance.below((entry.data.len() / SECTOR) as u64 + 1);
             let torn = usize::try_from(sectors).expect("fits") * SECTOR;
             image.write(entry.sector, &entry.data[..torn]);
-        } else if kept || entry.fua {
+        } else if kept || entry.at_cut == AtCut::Kept {
             image.write(entry.sector, &entry.data);
         }
     }
