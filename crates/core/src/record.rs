@@ -29,7 +29,7 @@ const FRAME_VERSION: u8 = 1;
 const FIXED_BYTES: usize = 40;
 const LINK_FIXED_BYTES: usize = 10;
 const HEADER_BYTES_MAX: usize =
-    FIXED_BYTES + RECORD_LINKS_MAX * (LINK_FIXED_BYTES + ENTITY_NAME_BYTES_MAX) + 16;
+    padded_header(RECORD_LINKS_MAX * (LINK_FIXED_BYTES + ENTITY_NAME_BYTES_MAX));
 
 /// What sort of thing has a state of its own and a chain of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -282,7 +282,12 @@ pub fn frame_len(links: &[Link], body: &[u8]) -> Result<usize, TooLarge> {
 
 fn header_len(links: &[Link]) -> usize {
     let names: usize = links.iter().map(|l| LINK_FIXED_BYTES + l.entity.name.len()).sum();
-    (FIXED_BYTES + names + 4).next_multiple_of(FRAME_ALIGN)
+    padded_header(names)
+}
+
+/// A header's length with links of so many bytes: its checksum ends it.
+const fn padded_header(links: usize) -> usize {
+    (FIXED_BYTES + links + 4).next_multiple_of(FRAME_ALIGN)
 }
 
 /// Where a frame stands among the others.
@@ -496,6 +501,8 @@ mod tests {
             let bytes = bytes_of(&record, nonce);
             prop_assert_eq!(claimed_len(&bytes), Some(bytes.len()));
             prop_assert_eq!(frame_len(&record.links, &record.body), Ok(bytes.len()));
+            let header = decode_header(&bytes, nonce).unwrap();
+            prop_assert_eq!(header.frame_len(), bytes.len());
             prop_assert_eq!(whole(&bytes, nonce), Some(record));
         }
 
@@ -548,10 +555,26 @@ mod tests {
     #[test]
     fn impossible_lengths_are_refused_before_anything_is_allocated() {
         // Proves I9.
-        let mut bytes = vec![0xFF; 64];
-        bytes[..4].copy_from_slice(&FRAME_MAGIC);
-        assert_eq!(claimed_len(&bytes), None);
-        assert_eq!(decode_at(&bytes, 0), Decoded::Damaged(Flaw::Lengths));
+        let claimed = |header: usize, body: usize| {
+            let lengths = [header, body].map(|len| u32::try_from(len).unwrap().to_le_bytes());
+            let bytes =
+                [&FRAME_MAGIC, &[0; 4], &lengths[0], &lengths[1]].map(|it| &it[..]).concat();
+            if claimed_len(&bytes).is_none() {
+                assert_eq!(decode_at(&bytes, 0), Decoded::Damaged(Flaw::Lengths));
+            }
+            claimed_len(&bytes)
+        };
+        let longest = frame_len(&largest_links(), &[]).unwrap();
+        assert_eq!(claimed(FRAME_BYTES_MIN, 0), Some(FRAME_BYTES_MIN));
+        let largest = longest + RECORD_BODY_BYTES_MAX.next_multiple_of(FRAME_ALIGN);
+        assert_eq!(claimed(longest, RECORD_BODY_BYTES_MAX), Some(largest));
+        let all_ones = u32::MAX as usize;
+        for header in [0, FRAME_BYTES_MIN - 8, FRAME_BYTES_MIN + 4, longest + 8, all_ones] {
+            assert_eq!(claimed(header, 0), None, "a header of {header} bytes");
+        }
+        for body in [RECORD_BODY_BYTES_MAX + 1, all_ones] {
+            assert_eq!(claimed(FRAME_BYTES_MIN, body), None, "a body of {body} bytes");
+        }
     }
 
     #[test]
@@ -576,13 +599,35 @@ mod tests {
         assert_eq!(frame_len(&[long], &[]), Err(TooLarge::Name(256)));
     }
 
+    fn largest_links() -> Vec<Link> {
+        let entity = EntityKey::new(EntityKind::Repo, "n".repeat(ENTITY_NAME_BYTES_MAX));
+        vec![Link { entity, previous: Lsn(u64::MAX) }; RECORD_LINKS_MAX]
+    }
+
     #[test]
     fn the_largest_record_is_accepted_and_read_back() {
-        let entity = EntityKey::new(EntityKind::Repo, "n".repeat(ENTITY_NAME_BYTES_MAX));
-        let links = vec![Link { entity, previous: Lsn(u64::MAX) }; RECORD_LINKS_MAX];
+        let links = largest_links();
         let body = vec![0xA5; RECORD_BODY_BYTES_MAX];
         let record = Record { lsn: Lsn(7), synced_through: Lsn(6), links, body };
         assert_eq!(whole(&bytes_of(&record, 1), 1), Some(record));
+    }
+
+    #[test]
+    fn each_kind_of_frame_is_read_as_itself_and_no_other_byte_is_one() {
+        use FrameKind::{End, Entry, Mark, Record, Seal};
+        for kind in [Record, Mark, Entry, End, Seal] {
+            assert_eq!(FrameKind::from_byte(kind.byte()), Some(kind));
+        }
+        assert_eq!((0..=255).filter_map(FrameKind::from_byte).count(), 5);
+    }
+
+    #[test]
+    fn an_entity_is_named_by_its_sort_and_its_name() {
+        let all = (0..=6).map(|byte| EntityKey::new(EntityKind::from_byte(byte), "a").to_string());
+        let named =
+            ["server/a", "job/a", "repo/a", "operation/a", "delivery/a", "stats/a", "kind-6/a"];
+        assert_eq!(all.collect::<Vec<_>>(), named);
+        assert_eq!(EntityKey::new(EntityKind::Server, "").to_string(), "server");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Every combination of evidence, against the table as the design writes it. Proves I3 (its verdict half) and I6.
 
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 use std::println;
@@ -195,4 +196,24 @@ fn a_cancel_accepted_before_a_crash_is_one_after_it_whatever_died() {
         let judged = judge(&evidence, Intent::Stopping(StopCause::Cancel)).verdict;
         assert!(!matches!(judged, Verdict::Launch | Verdict::Interrupted(_)), "{evidence:?}");
     }
+}
+
+#[test]
+fn whoever_cannot_be_judged_is_told_what_is_in_the_way() {
+    let mut told = BTreeSet::new();
+    for evidence in every_evidence() {
+        let judged = judge(&evidence, Intent::Running);
+        if judged.row != 10 || matches!(evidence.lock, Lock::Unreadable(_)) {
+            continue;
+        }
+        let because = judged.because.as_str();
+        let started = matches!(evidence.started, Reading::Damaged(_));
+        let outcome = matches!(evidence.outcome, Reading::Damaged(_)) && !started;
+        let elsewhere = evidence.agent == Seen::OtherNamespace && !started && !outcome;
+        let words = ["`started`", "`outcome`", "another pid namespace"];
+        let said = words.map(|word| because.contains(word));
+        assert_eq!(said, [started, outcome, elsewhere], "{because}: {evidence:?}");
+        told.insert(judged.because);
+    }
+    assert!(told.len() >= 4, "{told:?}");
 }

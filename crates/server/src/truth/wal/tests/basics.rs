@@ -1,12 +1,14 @@
 //! What the write-ahead log promises when nothing goes wrong, and how it refuses.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use outlive_core::ids::Lsn;
 use outlive_core::limits::RECORD_BODY_BYTES_MAX;
 
 use super::{INSTANCE, Machine, Model, config};
+use crate::truth::disk::RealDisk;
 use crate::truth::disk::sim::{Fault, Keep, SimDisk};
 use crate::truth::wal::{
     Batch, Config, Draft, Durable, SubmitError, Wal, WalError, dump, found, open, verify,
@@ -103,6 +105,29 @@ fn a_gap_in_the_lsns_is_fatal() {
     let batch = Batch { first: Lsn(2), ..Model::default().batch(&[1]) };
     let refused = machine.writer.add(batch, &mut Vec::new());
     assert!(matches!(refused, Err(WalError::OutOfOrder { .. })));
+}
+
+// Proves I8: a start that met a refused write or sync does not try again by itself.
+#[test]
+fn only_an_opening_that_changed_nothing_may_be_tried_again() {
+    let mut refused = 0;
+    for at in 0..60 {
+        let disk = SimDisk::default();
+        let mut machine = Machine::open(&disk, SEGMENT);
+        machine.group(&mut Model::default(), &[100, 200]).unwrap();
+        disk.fail_at(disk.calls() + at, Fault::Eio);
+        if let Err(error) = open(config(&disk, SEGMENT)) {
+            assert!(!error.may_be_tried_again(), "call {at}: {error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 1, "{refused}");
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, quarantine) = (dir.path().join("wal"), dir.path().join("quarantine"));
+    std::fs::write(&wal, "no directory").unwrap();
+    let unreadable = open(Config::new(Arc::new(RealDisk), wal, quarantine, INSTANCE, || 7));
+    let error = unreadable.unwrap_err();
+    assert!(error.may_be_tried_again(), "{error}");
 }
 
 // Proves I8: the hook is called, exactly once, at whichever call of the write-ahead log's thread the disk fails; and everything acknowledged is there.
