@@ -72,6 +72,11 @@ fn no_file_holds_invisible_characters() {
 }
 
 #[test]
+fn no_merge_was_left_half_done() {
+    holds(manners::no_conflict_markers);
+}
+
+#[test]
 fn every_script_can_be_executed() {
     none_of(&manners::scripts(&Repository::read()));
 }

@@ -159,6 +159,21 @@ pub(crate) fn only_visible_characters(files: &[File]) -> Vec<String> {
     complaints
 }
 
+/// No merge was left half done.
+pub(crate) fn no_conflict_markers(files: &[File]) -> Vec<String> {
+    // A line of `=` alone underlines a title in some texts; what stands before and after it does not.
+    let marks = ["<<<<<<< ", ">>>>>>> "];
+    let mut complaints = Vec::new();
+    for file in files {
+        for (n, line) in (1..).zip(file.text.lines()) {
+            if marks.iter().any(|mark| line.starts_with(mark)) {
+                complaints.push(format!("{}:{n}: a merge was left half done", file.path));
+            }
+        }
+    }
+    complaints
+}
+
 /// What begins with `#!` can be run, and what can be run by name begins so.
 pub(crate) fn scripts(repository: &Repository) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -248,6 +263,13 @@ mod tests {
         for bad in ["\r\n", "\u{1b}", "\u{85}", "\u{202e}", "\u{feff}"] {
             assert_eq!(in_file("a.md", bad, only_visible_characters), 1, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_merge_left_half_done_is_found() {
+        let text = "a\n<<<<<<< HEAD\nb\n=======\nc\n>>>>>>> d\n";
+        assert_eq!(in_file("a.md", text, no_conflict_markers), 2);
+        assert_eq!(in_file("a.md", "Title\n=======\n a << b >> c\n", no_conflict_markers), 0);
     }
 
     #[test]
