@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use outlive_core::checkpoint::Entry;
 use outlive_core::event::Transaction;
@@ -129,17 +129,18 @@ impl Checkpoints {
 }
 
 impl CheckpointThread {
-    /// Writes checkpoints on a thread of its own, beside the write-ahead log's, so that appending never waits for one.
+    /// Writes checkpoints on a thread of its own, beside the write-ahead log's, so that appending never waits for one. It ends after
+    /// its [`Checkpoints`], which nobody has to wait for.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(self, checkpointer: Checkpointer) -> std::io::Result<()> {
+    pub fn start(self, checkpointer: Checkpointer) -> std::io::Result<JoinHandle<()>> {
         let write_all = move || {
             for state in self.0 {
                 write(&checkpointer, &state);
             }
         };
-        thread::Builder::new().name("checkpoint".into()).spawn(write_all).map(|_| ())
+        thread::Builder::new().name("checkpoint".into()).spawn(write_all)
     }
 }
 

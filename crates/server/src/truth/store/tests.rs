@@ -207,7 +207,12 @@ fn a_checkpoint_holds_everything() {
     let batch = crate::truth::wal::Batch { first: Lsn(1), records: drafts.collect(), payload: () };
     wal.submit(batch).expect("taken");
     durable.recv().expect("durable");
-    write(&checkpointer, &state);
+    let (mut checkpoints, thread) = Checkpoints::new(Lsn::NONE, 3);
+    let thread = thread.start(checkpointer).expect("starts");
+    let state = Arc::new(state);
+    checkpoints.consider(&state);
+    drop(checkpoints);
+    thread.join().expect("no panic");
     wal.stop();
     let again = open(config).expect("it opens");
     assert_eq!((again.report.checkpoint_lsn, again.records.len()), (Lsn(3), 0));

@@ -6,6 +6,7 @@ mod explorer;
 mod files;
 mod look;
 mod real;
+mod refused;
 mod seal;
 
 use std::collections::BTreeMap;
