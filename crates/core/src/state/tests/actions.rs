@@ -4,13 +4,35 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Look, Rig, model};
-use crate::job::OutcomeKind;
+use crate::effect::Effect;
+use crate::job::{Action, OutcomeKind};
 use crate::limits;
 use crate::request::{Edit, Refusal, Request};
 use crate::spec::StopCause;
 
 fn resume(job: &crate::ids::JobId, prompt: &str) -> Request {
     Request::Resume { job: job.clone(), prompt: prompt.into() }
+}
+
+#[test]
+fn a_conversation_can_go_on_where_its_workspace_is_or_will_be() {
+    let mut rig = Rig::with_repo(1);
+    let mut submit = || rig.submit_with(|s| s.task.engine = "claude".into());
+    let [preparing, queued] = [submit(), submit()];
+    rig.granted(Request::Cancel(queued.clone()));
+    let can_resume = |id| rig.state.actions(rig.job(id)).any(|action| action == Action::Resume);
+    assert_eq!([rig.phase(&preparing), rig.phase(&queued)], ["preparing", "ended"]);
+    assert!(can_resume(&preparing) && !can_resume(&queued));
+}
+
+#[test]
+fn an_agent_that_is_adopted_is_watched() {
+    let mut rig = Rig::with_repo(1);
+    let id = rig.running();
+    rig.effects.clear();
+    rig.see_job(&id, &Look::Alive);
+    let work = rig.job(&id).phase.work(&id).expect("it runs");
+    assert_eq!(rig.effects, [Effect::Watch { work }]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Look, Rig, add_repo, is_ready, model, repo};
+use crate::event::repo_entity;
 use crate::ids::JobId;
 use crate::job::{OutcomeKind, Phase, Work};
 use crate::limits;
@@ -117,6 +118,17 @@ fn an_operation_is_not_repeated_beside_its_own_survivors() {
     let work = rig.clone_of("r");
     rig.see(&work, &Look::Exited(0));
     assert!(is_ready(&rig.state, "r"));
+}
+
+#[test]
+fn a_clone_for_a_repo_whose_records_are_lost_is_not_repeated() {
+    let mut rig = Rig::new(1);
+    rig.add_repo("r");
+    let work = rig.clone_of("r");
+    rig.state = super::damage::without(&rig.state, &repo_entity(&repo("r")));
+    rig.records.clear();
+    rig.see(&work, &Look::Lost);
+    assert_eq!(rig.state.operations().count(), 0);
 }
 
 #[test]

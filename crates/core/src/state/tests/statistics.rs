@@ -157,4 +157,8 @@ fn a_queued_job_is_told_when_it_will_probably_start() {
     let told: alloc::vec::Vec<_> = jobs.iter().map(|id| estimate(&rig, id)).collect();
     let seconds = |s| Some(Duration::from_secs(s));
     assert_eq!(told, [None, None, seconds(30), seconds(60), seconds(90), seconds(120)]);
+    // With a third slot, which is free: at once for the first in line, and one every 20 seconds from then on.
+    rig.rules.running_max = 3;
+    let told: alloc::vec::Vec<_> = jobs.iter().map(|id| estimate(&rig, id)).collect();
+    assert_eq!(told, [None, None, seconds(0), seconds(20), seconds(40), seconds(60)]);
 }

@@ -8,6 +8,7 @@ mod look;
 mod real;
 mod refused;
 mod seal;
+mod wide;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

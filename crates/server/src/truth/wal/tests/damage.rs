@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use outlive_core::ids::Lsn;
+use outlive_core::limits::DAMAGE_LISTED_MAX;
 use outlive_core::record::EntityKey;
 
 use super::{Machine, Model, config, job};
 use crate::truth::disk::sim::{Keep, SimDisk};
-use crate::truth::wal::{Opened, open, verify};
+use crate::truth::wal::{Opened, dump, open, verify};
 
 const SEGMENT: u64 = 4096;
 const FIRST: &str = "/d/wal/0000000000000001.seg";
@@ -25,7 +26,7 @@ fn small(mark: bool) -> (SimDisk, Model) {
     (disk.after(Keep::All), model)
 }
 
-fn damaged(disk: &SimDisk, path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> SimDisk {
+pub(super) fn damaged(disk: &SimDisk, path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> SimDisk {
     let disk = disk.after(Keep::All);
     let mut bytes = disk.contents(path).unwrap();
     change(&mut bytes);
@@ -52,8 +53,8 @@ pub(super) fn nothing_is_silent(model: &Model, opened: &Opened, context: &str) {
     }
 }
 
-/// Whether damage is told of that byte of the file, by a stretch that lies in it.
-fn names(opened: &Opened, path: &Path, at: usize, len: usize) -> bool {
+/// Whether damage that costs something is told of that byte of the file, by a stretch that lies in it.
+pub(super) fn names(opened: &Opened, path: &Path, at: usize, len: usize) -> bool {
     let hurt = opened.report.damage.iter().filter(|d| !d.harmless && d.file == path);
     let mut places = hurt.map(|damage| damage.offset..damage.offset + damage.bytes);
     places.any(|place| place.contains(&(at as u64)) && place.end <= len as u64)
@@ -253,6 +254,31 @@ fn a_flawed_newest_checkpoint_is_made_up_for_by_the_one_before() {
         let opened = open(config(&disk, SEGMENT)).unwrap();
         model.check(&opened, &format!("byte {at}"));
         assert!(opened.report.damage.iter().all(|d| d.harmless), "byte {at}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_the_list_of_damage_is_counted() {
+    const ROOMY: u64 = 1 << 20;
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, ROOMY), Model::default());
+    machine.group(&mut model, &[10; DAMAGE_LISTED_MAX + 4]).unwrap();
+    machine.mark().unwrap();
+    let mut bodies = Vec::new();
+    dump(&config(&disk, ROOMY), |_, at, record| bodies.push((at, record.body))).unwrap();
+    assert_eq!(bodies.len(), model.records.len());
+    let first = Path::new(FIRST);
+    for over in [0, 3] {
+        let disk = damaged(&disk, first, |bytes| {
+            for (at, body) in bodies.iter().take(DAMAGE_LISTED_MAX + over) {
+                let frame = &mut bytes[usize::try_from(*at).unwrap()..];
+                let body = frame.windows(body.len()).position(|window| window == body).unwrap();
+                frame[body] ^= 1;
+            }
+        });
+        let report = open(config(&disk, ROOMY)).unwrap().report;
+        let told = (report.damage.len(), report.damage_unlisted);
+        assert_eq!(told, (DAMAGE_LISTED_MAX, over));
     }
 }
 

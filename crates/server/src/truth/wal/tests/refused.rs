@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{Machine, Model, config};
 use crate::truth::disk::sim::{Fault, Keep, SimDisk};
 use crate::truth::disk::{Disk, DiskFile};
-use crate::truth::wal::{Config, WalError, open, verify};
+use crate::truth::wal::{Config, WalError, dump, open, verify};
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -126,22 +126,30 @@ impl Disk for Refusing {
 fn who_looks_beside_a_server_looks_again_where_a_file_went_away() {
     let disk = SimDisk::default();
     let (_, model) = written(&disk, 2, 100);
-    let file = checkpoints(&disk).pop().unwrap();
-    let dir = config(&disk, SEGMENT).dir;
-    let looked = |path: &Path, kind: ErrorKind, times: usize| {
+    let refusing = |path: &Path, kind: ErrorKind, times: usize| {
         let (path, times) = (path.to_owned(), AtomicUsize::new(times));
         let refusing = Refusing { disk: disk.clone(), path, kind, times };
-        verify(&Config { disk: Arc::new(refusing), ..config(&disk, SEGMENT) })
+        Config { disk: Arc::new(refusing), ..config(&disk, SEGMENT) }
     };
-    let seen = looked(&file, ErrorKind::NotFound, 1).unwrap();
+    let file = checkpoints(&disk).pop().unwrap();
+    let seen = verify(&refusing(&file, ErrorKind::NotFound, 1)).unwrap();
     assert_eq!(seen.report.last_lsn.0, model.last());
+    let dir = config(&disk, SEGMENT).dir;
     for (path, kind, times) in [
         (&file, ErrorKind::NotFound, usize::MAX),
         (&file, ErrorKind::PermissionDenied, 1),
         (&dir, ErrorKind::NotFound, 1),
     ] {
-        let refused = looked(path, kind, times).unwrap_err();
+        let refused = verify(&refusing(path, kind, times)).unwrap_err();
         let told = matches!(&refused, WalError::Io { source, .. } if source.kind() == kind);
         assert!(told, "{refused}");
     }
+    let segment = disk.names().into_iter().find(|it| it.extension() == Some("seg".as_ref()));
+    let dumped = |kind: ErrorKind| {
+        let mut count = 0;
+        dump(&refusing(segment.as_deref().unwrap(), kind, 1), |_, _, _| count += 1).map(|()| count)
+    };
+    assert_eq!(dumped(ErrorKind::NotFound).unwrap(), 0, "its records are covered");
+    let refused = dumped(ErrorKind::PermissionDenied).unwrap_err();
+    assert!(matches!(refused, WalError::Io { what: "open", .. }), "{refused}");
 }

@@ -1,0 +1,109 @@
+//! Segments much wider than what is read at a time: nothing depends on where the pieces of reading meet.
+
+use std::path::{Path, PathBuf};
+
+use super::damage::{damaged, names, nothing_is_silent};
+use super::{Machine, Model, config};
+use crate::truth::disk::sim::SimDisk;
+use crate::truth::wal::{Opened, dump, open, verify};
+
+/// Six and a half times as wide.
+const SEGMENT: u64 = 416 << 10;
+const FIRST: &str = "/d/wal/0000000000000001.seg";
+
+/// Records that lie across the places where reading stops, and small ones beside them, in one segment; with a mark, all of them are
+/// known to be durable, and no damage is taken for a torn group.
+fn wide(mark: bool) -> (SimDisk, Model) {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    // Behind the last there is room for a mark in one sector.
+    for size in [60_000, 10, 70_000, 64 << 10, 5000, 30, 40_000, 40] {
+        machine.group(&mut model, &[size]).unwrap();
+    }
+    if mark {
+        machine.mark().unwrap();
+    }
+    (disk, model)
+}
+
+fn opened(disk: &SimDisk) -> Opened {
+    open(config(disk, SEGMENT)).unwrap()
+}
+
+/// Where each record begins, and where the last one ends; without a mark.
+fn places() -> (Vec<u64>, u64) {
+    let disk = &wide(false).0;
+    let mut places = Vec::new();
+    dump(&config(disk, SEGMENT), |_, at, _| places.push(at)).unwrap();
+    let seen = verify(&config(disk, SEGMENT)).unwrap().segments;
+    (places, seen[0].used_bytes)
+}
+
+#[test]
+fn records_are_read_wherever_they_lie() {
+    let (disk, model) = wide(false);
+    let found = opened(&disk);
+    assert_eq!(model.check(&found, "wide"), 8);
+    assert!(found.report.damage.is_empty() && found.report.cut_bytes == 0, "{:?}", found.report);
+}
+
+#[test]
+fn damage_costs_the_record_that_it_is_in_wherever_that_lies() {
+    let ((disk, model), (places, end)) = (wide(true), places());
+    let first = Path::new(FIRST);
+    let len = usize::try_from(SEGMENT).unwrap();
+    let ends = places.iter().skip(1).copied().chain([end]);
+    for (n, (start, end)) in places.iter().copied().zip(ends).enumerate() {
+        // Its header, and the last byte of its body; padding may come after that.
+        for at in [start + 9, end - 8] {
+            let at = usize::try_from(at).unwrap();
+            let disk = damaged(&disk, first, |bytes| bytes[at] ^= 0x41);
+            let found = opened(&disk);
+            nothing_is_silent(&model, &found, &format!("record {} at {at}", n + 1));
+            assert_eq!(found.records.len(), 7, "record {}: {:?}", n + 1, found.report);
+            assert!(names(&found, first, at, len), "{:?}", found.report);
+            let place = found.report.damage.iter().map(|d| (d.offset, d.offset + d.bytes));
+            assert_eq!(place.collect::<Vec<_>>(), [(start, end)], "record {}", n + 1);
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_last_record_is_cut_up_to_its_last_byte_and_no_further() {
+    let ((disk, model), (_, end)) = (wide(false), places());
+    let room = SEGMENT - 512;
+    for dirty in [
+        vec![end],
+        vec![end + 9],
+        vec![end + 70_001],
+        vec![room - 1],
+        vec![end + 3, room - 8],
+        vec![end + 65_536, end + 100_000],
+    ] {
+        let disk = damaged(&disk, Path::new(FIRST), |bytes| {
+            for at in &dirty {
+                bytes[usize::try_from(*at).unwrap()] = 0x41;
+            }
+        });
+        let found = opened(&disk);
+        assert_eq!(model.check(&found, &format!("{dirty:?}")), 8);
+        let last = dirty.last().map(|at| (at + 1).next_multiple_of(8)).unwrap();
+        assert_eq!(found.report.cut_at, Some((PathBuf::from(FIRST), end)), "{dirty:?}");
+        assert_eq!(found.report.cut_bytes, last - end, "{dirty:?}");
+    }
+}
+
+#[test]
+fn without_its_header_a_segment_is_named_from_its_first_byte_to_its_last() {
+    let ((disk, model), (places, end)) = (wide(false), places());
+    let disk = damaged(&disk, Path::new(FIRST), |bytes| {
+        let copy = bytes.len() - 512;
+        bytes[..512].fill(0);
+        bytes[copy..].fill(0);
+    });
+    let found = opened(&disk);
+    nothing_is_silent(&model, &found, "headless");
+    let named = found.report.damage.iter().filter(|d| !d.harmless && d.bytes > 512);
+    let place: Vec<_> = named.map(|d| (d.offset, d.offset + d.bytes)).collect();
+    assert_eq!(place, [(places[0], end)], "{:?}", found.report);
+}
