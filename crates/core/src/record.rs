@@ -613,6 +613,14 @@ mod tests {
     }
 
     #[test]
+    fn zeros_are_nothing_and_other_bytes_are_damage() {
+        assert_eq!(decode_at(&[0; 64], 1), Decoded::Nothing);
+        assert_eq!(decode_at(&[7; 64], 1), Decoded::Damaged(Flaw::NotAFrame));
+        let last = |byte| [0, 0, 0, 0, 0, 0, 0, byte];
+        assert_eq!(decode_at(&last(1), 1), Decoded::Damaged(Flaw::NotAFrame));
+    }
+
+    #[test]
     fn each_kind_of_frame_is_read_as_itself_and_no_other_byte_is_one() {
         use FrameKind::{End, Entry, Mark, Record, Seal};
         for kind in [Record, Mark, Entry, End, Seal] {

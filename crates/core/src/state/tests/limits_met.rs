@@ -25,8 +25,10 @@ fn usage(rig: &Rig, after: Duration) -> Look {
 #[test]
 fn a_usage_limit_is_waited_for_until_it_ends_and_the_same_turn_goes_on_in_its_session() {
     let mut rig = Rig::with_repo(1);
-    let id = rig.running_with(|s| s.task.limit_wait_ms = 8 * 3_600_000);
     let hours = Duration::from_hours(3);
+    // Exactly as long as it may wait.
+    let most = (hours + limits::USAGE_LIMIT_MARGIN).as_millis();
+    let id = rig.running_with(|s| s.task.limit_wait_ms = most.try_into().expect("fits"));
     let look = usage(&rig, hours);
     rig.see_job(&id, &look);
     assert_eq!(waits(&rig, &id), (WaitReason::UsageLimit, hours + limits::USAGE_LIMIT_MARGIN));

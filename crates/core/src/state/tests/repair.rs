@@ -227,6 +227,7 @@ fn two_jobs_are_never_in_one_place_of_the_order() {
     }
     assert_eq!(rig.state.newest_first(None).count(), 4);
     assert_eq!(rig.job(&known).accepted, place);
+    assert!(lost.iter().all(|id| rig.job(id).accepted < place), "before it, not after");
 }
 
 #[test]

@@ -95,6 +95,26 @@ fn the_same_decision_many_times_in_a_row_is_one_line_with_a_count() {
 }
 
 #[test]
+fn who_waited_is_told_for_what_and_what_ended_it() {
+    let mut rig = Rig::new(0);
+    rig.add_repo("r");
+    let for_repo = rig.submit();
+    let hour = Duration::from_hours(1);
+    let begin = rig.now.after(hour);
+    rig.end_clone("r", &Look::Exited(0));
+    let later = |rig: &mut Rig| rig.submit_with(|s| s.start_after = Some(begin));
+    let (for_time, let_go) = (later(&mut rig), later(&mut rig));
+    rig.granted(Request::Start(let_go.clone()));
+    rig.pass(hour);
+    assert_eq!(
+        story(&rig, &for_repo),
+        ["waits: repo r is being cloned", "queued: repo r can be used"]
+    );
+    assert_eq!(story(&rig, &for_time), ["queued: the time it waited for has come"]);
+    assert_eq!(story(&rig, &let_go), ["start asked for by ann", "queued"]);
+}
+
+#[test]
 fn interruptions_and_limits_are_told_with_their_rule_and_until_when_it_waits() {
     let mut rig = Rig::with_repo(1);
     let id = rig.running();

@@ -6,6 +6,7 @@ use outlive_core::ids::Lsn;
 
 use super::{Machine, Model, config};
 use crate::truth::disk::sim::{Fault, Keep, SimDisk, scramble};
+use crate::truth::wal::segment::{NOTE, place_of_note};
 use crate::truth::wal::{Opened, open};
 
 const SEGMENT: u64 = 4096;
@@ -37,6 +38,15 @@ fn proved_by_a_torn_group(size: usize) -> SimDisk {
     bytes[third + 1400] ^= 1;
     disk.put(FIRST.as_ref(), &bytes);
     disk
+}
+
+#[test]
+fn a_note_has_the_first_place_where_it_lies_in_one_sector() {
+    for position in (0..2048_u64).step_by(8) {
+        let lies_in_one = |at: &u64| at / 512 == (at + NOTE - 1) / 512;
+        let first = (position..).step_by(8).find(lies_in_one);
+        assert_eq!(Some(place_of_note(position)), first, "from {position}");
+    }
 }
 
 /// At every 8 bytes of a sector: no crash or failure inside recovery, and none in the group after it, makes the damage silent.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::damage::{damaged, names, nothing_is_silent};
 use super::{Machine, Model, config};
-use crate::truth::disk::sim::SimDisk;
+use crate::truth::disk::sim::{Keep, SimDisk};
 use crate::truth::wal::{Opened, dump, open, verify};
 
 /// Six and a half times as wide.
@@ -64,7 +64,27 @@ fn damage_costs_the_record_that_it_is_in_wherever_that_lies() {
             assert!(names(&found, first, at, len), "{:?}", found.report);
             let place = found.report.damage.iter().map(|d| (d.offset, d.offset + d.bytes));
             assert_eq!(place.collect::<Vec<_>>(), [(start, end)], "record {}", n + 1);
+            // What could not be read is kept, to the byte.
+            let kept = found.report.damage[0].kept.as_deref().unwrap();
+            let span = [start, end].map(|at| usize::try_from(at).unwrap());
+            let damaged = disk.contents(first).unwrap()[span[0]..span[1]].to_vec();
+            assert_eq!(disk.contents(kept), Some(damaged), "record {}", n + 1);
         }
+    }
+}
+
+#[test]
+fn an_unreadable_sector_costs_the_record_that_it_is_in_wherever_that_lies() {
+    let ((disk, model), (places, _)) = (wide(true), places());
+    for (n, start) in places.iter().enumerate().filter(|(n, _)| model.records[*n].body.len() > 4096)
+    {
+        let disk = disk.after(Keep::All);
+        let sector = usize::try_from(start / 512).unwrap() + 3;
+        disk.spoil(Path::new(FIRST), sector);
+        let found = opened(&disk);
+        nothing_is_silent(&model, &found, &format!("record {}", n + 1));
+        assert_eq!(found.records.len(), 7, "record {}: {:?}", n + 1, found.report);
+        assert!(found.records.iter().all(|record| record.lsn.0 != n as u64 + 1));
     }
 }
 
