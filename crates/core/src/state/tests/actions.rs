@@ -26,8 +26,29 @@ fn a_conversation_can_go_on_where_its_workspace_is_or_will_be() {
 }
 
 #[test]
-fn an_agent_that_is_adopted_is_watched() {
+fn a_job_has_its_slot_from_when_it_left_the_queue() {
+    let mut rig = Rig::with_repo(0);
+    let id = rig.submit();
+    let edit = Edit { priority: Some(7), ..Edit::default() };
+    rig.granted(Request::Edit { job: id.clone(), edit });
+    assert_eq!(rig.job(&id).slot_at, None);
+    rig.rules.running_max = 1;
+    rig.pass(Duration::from_secs(9));
+    let since = Some(rig.now);
+    assert_eq!((rig.phase(&id), rig.job(&id).slot_at), ("preparing", since));
+    rig.pass(Duration::from_secs(9));
+    rig.see_job(&id, &Look::Lost);
+    assert_eq!((rig.phase(&id), rig.job(&id).slot_at), ("preparing", since), "copied again");
+}
+
+#[test]
+fn what_is_adopted_is_watched() {
     let mut rig = Rig::with_repo(1);
+    rig.add_repo("s");
+    let work = rig.clone_of("s");
+    rig.effects.clear();
+    rig.see(&work, &Look::Alive);
+    assert_eq!(rig.effects, [Effect::Watch { work }]);
     let id = rig.running();
     rig.effects.clear();
     rig.see_job(&id, &Look::Alive);

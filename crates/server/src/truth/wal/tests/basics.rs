@@ -99,6 +99,19 @@ fn a_record_over_a_limit_is_refused_before_it_is_queued() {
 }
 
 #[test]
+fn a_record_of_any_size_gets_a_segment_that_holds_it() {
+    for size in (6800..7800).step_by(8) {
+        let disk = SimDisk::default();
+        let (mut machine, mut model) = (Machine::open(&disk, 4096), Model::default());
+        let open = || open(config(&disk.after(Keep::All), 4096)).unwrap();
+        for size in [100, size, 100] {
+            machine.group(&mut model, &[size]).unwrap();
+        }
+        assert_eq!(model.check(&open(), &format!("{size} bytes")), 3);
+    }
+}
+
+#[test]
 fn a_gap_in_the_lsns_is_fatal() {
     let disk = SimDisk::default();
     let mut machine = Machine::open(&disk, SEGMENT);

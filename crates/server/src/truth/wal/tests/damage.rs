@@ -258,6 +258,30 @@ fn a_flawed_newest_checkpoint_is_made_up_for_by_the_one_before() {
 }
 
 #[test]
+fn a_flawed_checkpoint_is_put_aside_and_the_others_are_kept_and_removed_as_ever() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    let mut step = |machine: &mut Machine| {
+        machine.group(&mut model, &[100]).unwrap();
+        machine.checkpoint(&model).unwrap();
+    };
+    let checkpoints = |disk: &SimDisk| {
+        let names = disk.names().into_iter().filter(|path| path.starts_with("/d/wal"));
+        names.filter(|path| path.extension() == Some("ckpt".as_ref())).collect::<Vec<_>>()
+    };
+    (0..2).for_each(|_| step(&mut machine));
+    let before = checkpoints(&disk);
+    let disk = damaged(&disk, &before[1], |bytes| bytes[700] ^= 1);
+    let mut machine = Machine::open(&disk, SEGMENT);
+    assert_eq!(checkpoints(&disk), before[..1]);
+    step(&mut machine);
+    assert_eq!(checkpoints(&disk).len(), 2);
+    (0..2).for_each(|_| step(&mut machine));
+    let last = checkpoints(&disk);
+    assert!(last.len() == 2 && last.iter().all(|path| !before.contains(path)), "{last:?}");
+}
+
+#[test]
 fn what_does_not_fit_into_the_list_of_damage_is_counted() {
     const ROOMY: u64 = 1 << 20;
     let disk = SimDisk::default();

@@ -7,7 +7,7 @@ use outlive_core::ids::Lsn;
 use super::damage::nothing_is_silent;
 use super::{Machine, Model, config};
 use crate::truth::disk::sim::{Keep, SimDisk, scramble};
-use crate::truth::wal::{Opened, open, verify};
+use crate::truth::wal::{Opened, dump, open, verify};
 
 const SEGMENT: u64 = 4096;
 
@@ -276,6 +276,22 @@ fn a_checkpoint_of_another_history_is_found_out_and_not_used() {
         assert_eq!(disk.contents(&kept.unwrap()), Some(bytes));
         assert_eq!(open(config(&disk, SEGMENT)).unwrap().report.damage, []);
     }
+}
+
+#[test]
+fn a_checkpoint_of_another_history_is_found_out_also_where_its_last_record_is_damaged() {
+    let [(disk, _), (other, other_model)] = histories();
+    let machine = Machine::open(&other, SEGMENT);
+    machine.checkpointer.write(Lsn(4), other_model.entries(4).into_iter()).unwrap();
+    disk.put(&checkpoint(4), &other.contents(&checkpoint(4)).unwrap());
+    let mut places = Vec::new();
+    dump(&config(&disk, SEGMENT), |path, at, _| places.push((path.to_owned(), at))).unwrap();
+    let (path, at) = &places[3];
+    let mut bytes = disk.contents(path).unwrap();
+    bytes[usize::try_from(*at).unwrap() + 9] ^= 1;
+    disk.put(path, &bytes);
+    let opened = open(config(&disk, SEGMENT)).unwrap();
+    assert_eq!(opened.report.checkpoint_lsn, Lsn(1), "{:?}", opened.report);
 }
 
 #[test]
