@@ -42,13 +42,16 @@ fn a_job_has_its_slot_from_when_it_left_the_queue() {
 }
 
 #[test]
-fn what_is_adopted_is_watched() {
+fn what_is_adopted_is_watched_and_what_never_ran_is_launched() {
     let mut rig = Rig::with_repo(1);
     rig.add_repo("s");
     let work = rig.clone_of("s");
     rig.effects.clear();
     rig.see(&work, &Look::Alive);
-    assert_eq!(rig.effects, [Effect::Watch { work }]);
+    assert_eq!(rig.effects, [Effect::Watch { work: work.clone() }]);
+    rig.effects.clear();
+    rig.see(&work, &Look::NeverRan);
+    assert_eq!(rig.effects, [Effect::Launch { work }]);
     let id = rig.running();
     rig.effects.clear();
     rig.see_job(&id, &Look::Alive);

@@ -125,6 +125,18 @@ fn every_request_is_granted_or_refused_in_every_phase_as_the_promise_says() {
 }
 
 #[test]
+fn what_has_not_begun_can_be_taken_back_and_nothing_else_can_be_asked_of_a_copy() {
+    for (phase, rig, job) in jobs_in_every_phase() {
+        let works = matches!(phase, "preparing" | "running" | "stopping");
+        for (action, request) in requests(&job) {
+            let wanted = matches!(action, Action::Hold | Action::Cancel | Action::Edit) && !works;
+            let can = rig.state.is_about_what_has_not_begun(&request);
+            assert_eq!(can, wanted, "{phase}, {}", action.name());
+        }
+    }
+}
+
+#[test]
 fn what_is_not_there_is_refused_by_name() {
     let mut rig = Rig::with_repo(1);
     let nobody = rig.fresh_id();
@@ -301,6 +313,7 @@ fn events_of_repos_and_operations_that_do_not_fit_are_illegal_and_change_nothing
         Event::RepoForgotten { name: repo("r") },
         Event::OperationPlanned { id: there, kind, tries: 1 },
         Event::OperationEnded { id: operation },
+        Event::JobRemoved { job: JobId::from_random(77) },
         Event::Adopted { work: work() },
         Event::CaretakerPlanned { work: work(), empty_tree: false },
         Event::RelaunchPlanned { work: work() },

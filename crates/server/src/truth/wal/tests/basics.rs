@@ -80,6 +80,19 @@ fn batches_become_durable_in_order_and_in_groups() {
 }
 
 #[test]
+fn whoever_stops_it_or_lets_it_go_waits_for_everything_submitted() {
+    for stop in [Wal::stop, drop::<Wal<u64>>] {
+        let (wal, durable) = start(&SimDisk::default());
+        let mut model = Model::default();
+        for n in 1..=50 {
+            wal.submit(model.batch(&[n])).unwrap();
+        }
+        stop(wal);
+        assert_eq!(durable.try_iter().count(), 50);
+    }
+}
+
+#[test]
 fn a_batch_without_records_waits_for_those_before_it() {
     let disk = SimDisk::default();
     let (wal, durable) = start(&disk);
