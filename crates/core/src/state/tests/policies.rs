@@ -45,6 +45,18 @@ fn an_interrupted_job_resumes_after_growing_pauses_until_its_tries_are_used_up()
 }
 
 #[test]
+fn the_longest_pause_is_waited_for_to_its_end() {
+    let mut rig = Rig::with_repo(1);
+    let id = rig.running_with(|s| s.task.max_interrupts = 12);
+    for n in 0..12 {
+        rig.see_job(&id, &Look::Rebooted);
+        let pause = limits::INTERRUPT_BACKOFF.saturating_mul(1 << n);
+        assert_eq!(back_off(&rig, &id), pause.min(limits::INTERRUPT_BACKOFF_MAX));
+        rig.pass(back_off(&rig, &id));
+    }
+}
+
+#[test]
 fn a_pause_ends_though_the_clock_was_set_forth_for_its_beginning_and_back_in_it() {
     const JUMPS: [Duration; 2] = [Duration::from_hours(1), Duration::from_hours(30 * 24)];
     for jump in JUMPS {

@@ -9,6 +9,7 @@ use super::{Look, Rig, model, replayed};
 use crate::event::Event;
 use crate::ids::{JobId, Lsn};
 use crate::job::OutcomeKind;
+use crate::limits;
 use crate::request::Request;
 
 /// What was decided, a line each.
@@ -92,6 +93,20 @@ fn the_same_decision_many_times_in_a_row_is_one_line_with_a_count() {
     let decisions = &rig.job(&id).decisions;
     assert_eq!((decisions.len(), decisions[before].times), (before + 1, 50));
     assert!(decisions[before].what.contains("launched again"), "{}", decisions[before].what);
+}
+
+#[test]
+fn long_words_are_cut_and_say_so() {
+    let mut rig = Rig::with_repo(0);
+    let id = rig.submit();
+    for (words, wanted) in [
+        ("x".repeat(limits::DECISION_BYTES_MAX), "x".repeat(limits::DECISION_BYTES_MAX)),
+        ("é".repeat(limits::DECISION_BYTES_MAX), "é".repeat(limits::DECISION_BYTES_MAX / 2) + "…"),
+    ] {
+        let (job, what, rule) = (id.clone(), "told".to_string(), String::new());
+        rig.write(&[Event::Decided { job, what, because: words, rule }]);
+        assert_eq!(rig.job(&id).decisions.last().map(|it| &it.because), Some(&wanted));
+    }
 }
 
 #[test]
