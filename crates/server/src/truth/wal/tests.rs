@@ -2,6 +2,7 @@
 
 mod basics;
 mod damage;
+mod ends;
 mod explorer;
 mod files;
 mod look;

@@ -1,0 +1,157 @@
+//! Where segments and the log end, and what may stand there.
+
+use std::path::{Path, PathBuf};
+
+use outlive_core::ids::Lsn;
+
+use super::damage::{damaged, nothing_is_silent};
+use super::{Machine, Model, config};
+use crate::truth::disk::sim::{Keep, SimDisk};
+use crate::truth::wal::segment::place_of_note;
+use crate::truth::wal::{Opened, open, verify};
+
+const SEGMENT: u64 = 4096;
+/// Where the room for frames ends.
+const ROOM: u64 = SEGMENT - 512;
+
+fn segment(number: u64) -> PathBuf {
+    PathBuf::from(format!("/d/wal/{number:016x}.seg"))
+}
+
+fn opened(disk: &SimDisk) -> Opened {
+    open(config(disk, SEGMENT)).unwrap()
+}
+
+/// Where the last frame of a segment ends.
+fn used(disk: &SimDisk, number: u64) -> u64 {
+    let seen = verify(&config(disk, SEGMENT)).unwrap().segments;
+    seen.iter().find(|it| it.path == segment(number)).unwrap().used_bytes
+}
+
+#[test]
+fn garbage_behind_the_last_record_of_a_segment_that_is_not_the_last_costs_nothing() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    for _ in 0..3 {
+        machine.group(&mut model, &[2000]).unwrap();
+    }
+    let at = used(&disk, 1) + 100;
+    let disk = damaged(&disk, &segment(1), |bytes| bytes[usize::try_from(at).unwrap()] = 1);
+    let found = opened(&disk);
+    assert_eq!(model.check(&found, "garbage"), 3);
+    let told: Vec<_> = found.report.damage.iter().map(|d| (d.harmless, d.file.clone())).collect();
+    assert_eq!(told, [(true, segment(1))], "{:?}", found.report);
+}
+
+#[test]
+fn where_no_frame_fits_any_more_nothing_is_written_for_what_is_cut() {
+    let mut met = 0;
+    for size in (2900..3072).step_by(8) {
+        let disk = SimDisk::default();
+        let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+        machine.group(&mut model, &[size]).unwrap();
+        let left = ROOM - used(&disk, 1);
+        if left == 0 || left > 104 {
+            continue;
+        }
+        met += 1;
+        let disk = damaged(&disk.after(Keep::All), &segment(1), |bytes| {
+            bytes[usize::try_from(ROOM - 1).unwrap()] = 1;
+        });
+        let found = opened(&disk);
+        assert_eq!(found.report.cut_bytes, left, "{left} bytes");
+        let mut machine = Machine::new(found);
+        machine.group(&mut model, &[100]).unwrap();
+        let again = opened(&disk.after(Keep::Nothing));
+        assert_eq!(model.check(&again, &format!("{left} bytes")), 2);
+        assert_eq!((again.report.damage.len(), again.report.cut_bytes), (0, 0), "{left} bytes");
+    }
+    assert!(met > 8, "{met}");
+}
+
+#[test]
+fn a_last_segment_without_its_header_takes_no_records_and_neither_does_the_one_before_it() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    for _ in 0..4 {
+        machine.group(&mut model, &[1400]).unwrap();
+    }
+    machine.spare();
+    let before = disk.contents(&segment(1)).unwrap();
+    let disk = damaged(&disk.after(Keep::All), &segment(2), |bytes| {
+        let copy = bytes.len() - 512;
+        bytes[..512].fill(0);
+        bytes[copy..].fill(0);
+    });
+    let found = opened(&disk);
+    nothing_is_silent(&model, &found, "headless");
+    assert_eq!(found.records.len(), 2, "{:?}", found.report);
+    let last = found.report.last_lsn;
+    let mut machine = Machine::new(found);
+    model.records.resize(usize::try_from(last.0).unwrap(), model.records[0].clone());
+    machine.group(&mut model, &[50]).unwrap();
+    assert_eq!(disk.contents(&segment(1)), Some(before), "it stays as it is");
+    let again = opened(&disk.after(Keep::Nothing));
+    assert_eq!((again.report.last_lsn, again.records.len()), (last.next(), 3));
+}
+
+#[test]
+fn behind_a_seal_a_mark_is_seen_and_the_next_start_has_nothing_to_do() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    machine.group(&mut model, &[30]).unwrap();
+    let torn = usize::try_from(used(&disk, 1)).unwrap() + 100;
+    let disk = damaged(&disk.after(Keep::All), &segment(1), |bytes| bytes[torn] = 1);
+    let found = opened(&disk);
+    assert!(found.report.cut_bytes > 0, "{:?}", found.report);
+    Machine::new(found).mark().unwrap();
+    let disk = disk.after(Keep::All);
+    let calls = |keep| {
+        let disk = disk.after(keep);
+        let found = opened(&disk);
+        let report = &found.report;
+        assert_eq!((report.cut_bytes, report.rewritten_records, report.last_lsn), (0, 0, Lsn(1)));
+        assert_eq!(found.log.marked, Lsn(1));
+        disk.calls()
+    };
+    assert_eq!(calls(Keep::All), 1, "the directory's names are made durable, and no more");
+}
+
+#[test]
+fn what_stands_between_the_last_record_and_a_seal_is_seen() {
+    let mut met = 0;
+    for size in (8..520).step_by(8) {
+        let disk = SimDisk::default();
+        let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+        machine.group(&mut model, &[size]).unwrap();
+        let end = used(&disk, 1);
+        if place_of_note(end) == end {
+            continue;
+        }
+        met += 1;
+        let at = usize::try_from(end).unwrap();
+        let disk = damaged(&disk.after(Keep::All), &segment(1), |bytes| bytes[at + 100] = 1);
+        assert!(opened(&disk).report.cut_bytes > 0, "the seal stands now");
+        assert_eq!(opened(&disk).report.cut_bytes, 0);
+        let disk = damaged(&disk.after(Keep::All), &segment(1), |bytes| bytes[at] = 1);
+        let found = opened(&disk);
+        assert!(found.report.cut_bytes > 0, "{size}: {:?}", found.report);
+        assert_eq!(model.check(&found, "behind the gap"), 1);
+    }
+    assert!(met > 3, "{met}");
+}
+
+#[test]
+fn the_chain_goes_on_behind_a_checkpoint_that_covers_everything() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    machine.group(&mut model, &[100]).unwrap();
+    let chain = opened(&disk.after(Keep::All)).log.chain;
+    machine.checkpoint(&model).unwrap();
+    let with_records = disk.after(Keep::All);
+    assert_ne!(chain, 0);
+    assert_eq!(opened(&with_records).log.chain, chain);
+    // Without its record, the checkpoint alone tells.
+    let headless = damaged(&with_records, Path::new(&segment(1)), |bytes| bytes[512..].fill(0));
+    assert_eq!(opened(&headless).log.chain, chain);
+}
