@@ -213,7 +213,7 @@ impl Window {
 }
 
 /// Reads as much as there is; what the disk cannot give is filled with bytes that pass no checksum.
-fn read_around(file: &dyn DiskFile, buf: &mut [u8], pos: u64) -> std::io::Result<usize> {
+pub(super) fn read_around(file: &dyn DiskFile, buf: &mut [u8], pos: u64) -> std::io::Result<usize> {
     const UNREADABLE: u8 = 0xEE;
     let is_medium =
         |e: &std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());

@@ -6,9 +6,10 @@ use outlive_core::ids::Lsn;
 
 use super::damage::{damaged, nothing_is_silent};
 use super::{Machine, Model, config};
+use crate::truth::disk::Disk as _;
 use crate::truth::disk::sim::{Keep, SimDisk};
 use crate::truth::wal::segment::place_of_note;
-use crate::truth::wal::{Opened, open, verify};
+use crate::truth::wal::{Opened, dump, open, verify};
 
 const SEGMENT: u64 = 4096;
 /// Where the room for frames ends.
@@ -139,6 +140,83 @@ fn what_stands_between_the_last_record_and_a_seal_is_seen() {
         assert_eq!(model.check(&found, "behind the gap"), 1);
     }
     assert!(met > 3, "{met}");
+}
+
+#[test]
+fn a_header_copy_of_another_life_is_told_of() {
+    let [disk, other] = [1, 2].map(|_| {
+        let disk = SimDisk::default();
+        Machine::open(&disk, SEGMENT).group(&mut Model::default(), &[100]).unwrap();
+        disk.after(Keep::All)
+    });
+    let copy = usize::try_from(ROOM).unwrap();
+    let foreign = other.contents(&segment(1)).unwrap()[copy..].to_vec();
+    let disk = damaged(&disk, &segment(1), |bytes| bytes[copy..].copy_from_slice(&foreign));
+    let report = opened(&disk).report;
+    let told: Vec<_> = report.damage.iter().map(|d| (d.harmless, d.offset)).collect();
+    assert_eq!((told, report.last_lsn), (vec![(true, ROOM)], Lsn(1)), "{:?}", report.damage);
+}
+
+#[test]
+fn where_records_are_missing_there_is_nothing_to_keep() {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    for _ in 0..4 {
+        machine.group(&mut model, &[1400]).unwrap();
+    }
+    disk.remove(&segment(1)).unwrap();
+    let found = opened(&disk);
+    nothing_is_silent(&model, &found, "without the first");
+    let told: Vec<_> = found.report.damage.iter().map(|d| (d.bytes, d.kept.clone())).collect();
+    assert_eq!(told, [(0, None)], "{:?}", found.report);
+}
+
+/// Two checkpoints, of the first three records and of all five.
+fn two_checkpoints() -> (SimDisk, Model, [PathBuf; 2]) {
+    let disk = SimDisk::default();
+    let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+    for n in 1..=5 {
+        machine.group(&mut model, &[100]).unwrap();
+        if n == 3 || n == 5 {
+            machine.checkpoint(&model).unwrap();
+        }
+    }
+    let at = |lsn: u64| PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt"));
+    (disk.after(Keep::All), model, [at(3), at(5)])
+}
+
+// What the name of a checkpoint says was durable, though nothing of it and of the records can be read.
+#[test]
+fn records_that_only_the_name_of_a_checkpoint_tells_of_are_missed() {
+    let (disk, model, [_, newest]) = two_checkpoints();
+    let mut places = Vec::new();
+    dump(&config(&disk, SEGMENT), |_, at, _| places.push(usize::try_from(at).unwrap())).unwrap();
+    let disk = damaged(&disk, &newest, |bytes| bytes.fill(0));
+    let room = usize::try_from(ROOM).unwrap();
+    let disk = damaged(&disk, &segment(1), |bytes| bytes[places[3]..room].fill(0));
+    let found = opened(&disk);
+    nothing_is_silent(&model, &found, "gone");
+    assert_eq!((found.report.last_lsn, found.report.cut_bytes), (Lsn(5), 0), "{:?}", found.report);
+}
+
+#[test]
+fn a_checkpoint_with_two_flaws_is_put_aside_once_and_kept_for_both() {
+    let (disk, model, [_, newest]) = two_checkpoints();
+    let bodies = model.entries(5).into_iter().map(|entry| entry.body);
+    let disk = damaged(&disk, &newest, |bytes| {
+        for body in bodies.take(2) {
+            let at = bytes.windows(body.len()).position(|window| window == body).unwrap();
+            bytes[at] ^= 1;
+        }
+    });
+    let report = opened(&disk).report;
+    let kept: Vec<_> = report.damage.iter().map(|damage| damage.kept.is_some()).collect();
+    assert_eq!(kept, [true, true], "{:?}", report.damage);
+    let files = [3, 5].map(|lsn| PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt")));
+    let there = files.map(|file| disk.contents(&file).is_some());
+    assert_eq!(there, [true, false]);
+    let size: u64 = disk.names().iter().map(|it| disk.contents(it).unwrap().len() as u64).sum();
+    assert!((size / 4..size * 2).contains(&report.bytes_read), "{} of {size}", report.bytes_read);
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! Segments much wider than what is read at a time: nothing depends on where the pieces of reading meet.
 
+use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::damage::{damaged, names, nothing_is_silent};
 use super::{Machine, Model, config};
+use crate::truth::disk::DiskFile;
 use crate::truth::disk::sim::{Keep, SimDisk};
+use crate::truth::wal::reader::read_around;
 use crate::truth::wal::{Opened, dump, open, verify};
 
 /// Six and a half times as wide.
@@ -71,6 +76,52 @@ fn damage_costs_the_record_that_it_is_in_wherever_that_lies() {
             assert_eq!(disk.contents(kept), Some(damaged), "record {}", n + 1);
         }
     }
+}
+
+/// A file whose third sector cannot be read.
+#[derive(Debug)]
+struct Worn(Vec<u8>, Errno);
+
+impl DiskFile for Worn {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let start = usize::try_from(offset).unwrap().min(self.0.len());
+        let end = self.0.len().min(start + buf.len());
+        if start < 1536 && end > 1024 {
+            return Err(self.1.into());
+        }
+        buf[..end - start].copy_from_slice(&self.0[start..end]);
+        Ok(end - start)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn around_an_unreadable_sector_everything_is_read_and_other_refusals_are_told() {
+    let bytes: Vec<u8> = (0..2300).map(|n: u32| (n % 251) as u8).collect();
+    for (len, wanted) in [(2300, 2300), (4096, 2300), (2048, 2048)] {
+        let mut buf = vec![0; len];
+        let read = read_around(&Worn(bytes.clone(), Errno::IO), &mut buf, 0).unwrap();
+        assert_eq!(read, wanted, "of {len}");
+        assert!(buf[..1024] == bytes[..1024] && buf[1536..read] == bytes[1536..read], "of {len}");
+        assert!(buf[1024..1536].iter().all(|byte| *byte == buf[1024]), "of {len}");
+    }
+    let refused = read_around(&Worn(bytes, Errno::ACCESS), &mut [0; 2300], 0).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
 }
 
 #[test]
