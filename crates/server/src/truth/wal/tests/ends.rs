@@ -1,4 +1,4 @@
-//! Where segments and the log end, and what may stand there.
+//! Where segments and the write-ahead log end, and what may stand there.
 
 use std::path::{Path, PathBuf};
 
