@@ -200,6 +200,24 @@ fn records_that_only_the_name_of_a_checkpoint_tells_of_are_missed() {
 }
 
 #[test]
+fn a_checkpoint_under_another_name_is_not_used_nor_entries_of_what_it_does_not_cover() {
+    let (disk, model, [older, newest]) = two_checkpoints();
+    let bytes = disk.contents(&older).unwrap();
+    disk.put(&newest, &bytes);
+    let report = opened(&disk).report;
+    assert_eq!(report.checkpoint_lsn, Lsn(3));
+    let told = report.damage.iter().find(|damage| damage.file == newest).unwrap();
+    assert_eq!(told.what, "the checkpoint's header is damaged");
+    let disk = SimDisk::default();
+    let (mut machine, mut later) = (Machine::open(&disk, SEGMENT), Model::default());
+    machine.group(&mut later, &[100; 5]).unwrap();
+    machine.checkpointer.write(Lsn(3), model.entries(5).into_iter()).unwrap();
+    let found = opened(&disk);
+    assert!(found.checkpoint.iter().all(|entry| entry.lsn <= Lsn(3)), "{:?}", found.checkpoint);
+    assert!(found.report.damage.iter().any(|damage| !damage.harmless), "{:?}", found.report);
+}
+
+#[test]
 fn a_checkpoint_with_two_flaws_is_put_aside_once_and_kept_for_both() {
     let (disk, model, [_, newest]) = two_checkpoints();
     let bodies = model.entries(5).into_iter().map(|entry| entry.body);

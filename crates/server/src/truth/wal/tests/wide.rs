@@ -78,22 +78,26 @@ fn damage_costs_the_record_that_it_is_in_wherever_that_lies() {
     }
 }
 
-/// A file whose third sector cannot be read.
+/// A file whose third sector cannot be read; what a wide read of it meets, and one of a sector alone.
 #[derive(Debug)]
-struct Worn(Vec<u8>, Errno);
+struct Worn {
+    bytes: Vec<u8>,
+    wide: Errno,
+    alone: Errno,
+}
 
 impl DiskFile for Worn {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.len() as u64)
+        Ok(self.bytes.len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let start = usize::try_from(offset).unwrap().min(self.0.len());
-        let end = self.0.len().min(start + buf.len());
+        let start = usize::try_from(offset).unwrap().min(self.bytes.len());
+        let end = self.bytes.len().min(start + buf.len());
         if start < 1536 && end > 1024 {
-            return Err(self.1.into());
+            return Err(if buf.len() > 512 { self.wide } else { self.alone }.into());
         }
-        buf[..end - start].copy_from_slice(&self.0[start..end]);
+        buf[..end - start].copy_from_slice(&self.bytes[start..end]);
         Ok(end - start)
     }
 
@@ -115,13 +119,17 @@ fn around_an_unreadable_sector_everything_is_read_and_other_refusals_are_told() 
     let bytes: Vec<u8> = (0..2300).map(|n: u32| (n % 251) as u8).collect();
     for (len, wanted) in [(2300, 2300), (4096, 2300), (2048, 2048)] {
         let mut buf = vec![0; len];
-        let read = read_around(&Worn(bytes.clone(), Errno::IO), &mut buf, 0).unwrap();
+        let worn = Worn { bytes: bytes.clone(), wide: Errno::IO, alone: Errno::IO };
+        let read = read_around(&worn, &mut buf, 0).unwrap();
         assert_eq!(read, wanted, "of {len}");
         assert!(buf[..1024] == bytes[..1024] && buf[1536..read] == bytes[1536..read], "of {len}");
         assert!(buf[1024..1536].iter().all(|byte| *byte == buf[1024]), "of {len}");
     }
-    let refused = read_around(&Worn(bytes, Errno::ACCESS), &mut [0; 2300], 0).unwrap_err();
-    assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    for (wide, alone) in [(Errno::ACCESS, Errno::IO), (Errno::IO, Errno::ACCESS)] {
+        let worn = Worn { bytes: bytes.clone(), wide, alone };
+        let refused = read_around(&worn, &mut [0; 2300], 0).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
 }
 
 #[test]
