@@ -128,7 +128,7 @@ impl<T: Send + 'static> Wal<T> {
 
 /// The segment after the one in use. While it is being made, that one has room yet: it is ordered when that one begins.
 #[derive(Debug, Clone)]
-pub struct NextSegment(Arc<Spare>);
+pub struct NextSegment(pub(super) Arc<Spare>);
 
 impl NextSegment {
     /// Why it could not be made: then new work must be refused (507).

@@ -11,7 +11,8 @@ use super::{INSTANCE, Machine, Model, config};
 use crate::truth::disk::RealDisk;
 use crate::truth::disk::sim::{Fault, Keep, SimDisk};
 use crate::truth::wal::{
-    Batch, Config, Draft, Durable, SubmitError, Wal, WalError, dump, found, open, verify,
+    Batch, Config, Draft, Durable, NextSegment, SubmitError, Wal, WalError, dump, found, open,
+    verify,
 };
 
 const SEGMENT: u64 = 8192;
@@ -198,14 +199,15 @@ fn the_next_segment_is_ready_unless_space_is_short_and_then_by_itself_when_asked
     let machine = Machine::open(&disk, SEGMENT);
     disk.fail_at(disk.calls() + 2, Fault::Enospc);
     machine.spare();
-    let problem = machine.shared.spare.problem().unwrap();
+    let next = NextSegment(Arc::clone(&machine.shared.spare));
+    let problem = next.problem().unwrap();
     assert!(problem.starts_with("cannot write /d/wal/0000000000000002.seg.tmp: "), "{problem}");
     assert!(disk.names().iter().all(|n| n.extension() != Some("tmp".as_ref())));
     machine.spare();
-    assert!(machine.shared.spare.problem().is_some(), "not by itself");
-    machine.shared.spare.retry();
+    assert!(next.problem().is_some(), "not by itself");
+    next.retry();
     machine.spare();
-    assert_eq!(machine.shared.spare.problem(), None);
+    assert_eq!(next.problem(), None);
 }
 
 #[test]

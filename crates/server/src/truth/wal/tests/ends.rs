@@ -8,7 +8,7 @@ use super::damage::{damaged, nothing_is_silent};
 use super::{Machine, Model, config};
 use crate::truth::disk::Disk as _;
 use crate::truth::disk::sim::{Keep, SimDisk};
-use crate::truth::wal::segment::place_of_note;
+use crate::truth::wal::segment::{NOTE, place_of_note};
 use crate::truth::wal::{Opened, dump, open, verify};
 
 const SEGMENT: u64 = 4096;
@@ -68,6 +68,29 @@ fn where_no_frame_fits_any_more_nothing_is_written_for_what_is_cut() {
         assert_eq!((again.report.damage.len(), again.report.cut_bytes), (0, 0), "{left} bytes");
     }
     assert!(met > 8, "{met}");
+}
+
+#[test]
+fn a_mark_is_written_where_it_fits_before_the_end_and_in_one_sector() {
+    let mut met = [0; 2];
+    for size in (2400..=3008).step_by(8) {
+        let disk = SimDisk::default();
+        let (mut machine, mut model) = (Machine::open(&disk, SEGMENT), Model::default());
+        machine.group(&mut model, &[size]).unwrap();
+        let end = used(&disk, 1);
+        let before = disk.contents(&segment(1)).unwrap();
+        machine.mark().unwrap();
+        let after = disk.contents(&segment(1)).unwrap();
+        let fits = end + NOTE <= ROOM && place_of_note(end) == end;
+        met[usize::from(fits)] += 1;
+        assert_eq!(before != after, fits, "at {end}");
+        let room = usize::try_from(ROOM).unwrap();
+        assert_eq!(before[room..], after[room..], "at {end}");
+        let found = opened(&disk.after(Keep::All));
+        assert_eq!(model.check(&found, &format!("marked at {end}")), 1);
+        assert_eq!(found.log.marked, if fits { Lsn(1) } else { Lsn::NONE }, "at {end}");
+    }
+    assert!(met.iter().all(|count| *count > 5), "{met:?}");
 }
 
 #[test]
