@@ -9,7 +9,7 @@ use crate::ids::JobId;
 use crate::job::{EndedBy, OutcomeKind, Phase, WaitReason, Work};
 use crate::limits;
 use crate::request::Request;
-use crate::spec::StopCause;
+use crate::spec::{Reading, StopCause};
 use crate::task::{OnInterrupt, OnUnknown};
 use crate::time::Timestamp;
 
@@ -41,6 +41,26 @@ fn an_interrupted_job_resumes_after_growing_pauses_until_its_tries_are_used_up()
         assert_eq!(kind, OutcomeKind::Interrupted);
         assert!(reason.ends_with("its 3 tries are used up"), "{reason}");
         model::check_history(&rig);
+    }
+}
+
+#[test]
+fn what_the_agent_said_last_and_what_the_kernel_counted_are_told_with_the_end() {
+    let mut rig = Rig::with_repo(1);
+    let id = rig.running();
+    rig.see_job(&id, &Look::SaidDone);
+    let Phase::Ended { outcome } = &rig.job(&id).phase else { panic!("ended") };
+    assert_eq!(outcome.agent_result.as_ref().map(|said| said.text.as_str()), Some("done"));
+    for (code, wanted) in [(1, true), (0, false)] {
+        let mut rig = Rig::with_repo(1);
+        let id = rig.running();
+        let work = rig.job(&id).phase.work(&id).expect("it runs");
+        let mut report = Look::Exited(code).report(work, rig.fresh_session());
+        let Reading::Valid(outcome) = &mut report.evidence.outcome else { panic!("recorded") };
+        outcome.oom = true;
+        rig.report(&report);
+        let (_, reason) = rig.outcome(&id);
+        assert_eq!(reason.ends_with("(out of memory)"), wanted, "{reason}");
     }
 }
 
