@@ -41,10 +41,10 @@ use looks::Look;
 /// More steps than any sane state needs to come to rest.
 const STEPS_MAX: usize = 5_000;
 
-/// How many random stories a test tells: `long` where the long tests are wanted, as many as `OUTLIVE_STORIES` says, or 256.
-fn stories(long: u32) -> u32 {
+/// How many random stories a test tells: as many as `OUTLIVE_STORIES` says, 50,000 with `OUTLIVE_LONG`, or 256.
+fn stories() -> u32 {
     let wanted = std::env::var("OUTLIVE_STORIES").ok().and_then(|it| it.parse().ok());
-    let short = if std::env::var_os("OUTLIVE_LONG").is_some() { long } else { 256 };
+    let short = if std::env::var_os("OUTLIVE_LONG").is_some() { 50_000 } else { 256 };
     wanted.unwrap_or(short)
 }
 

@@ -252,7 +252,7 @@ impl Shadow {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: stories(20_000), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: stories(), failure_persistence: None, ..ProptestConfig::default() })]
 
     // Proves I3 and I7 over random histories, and that nothing is left undone at their end.
     #[test]

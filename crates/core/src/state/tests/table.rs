@@ -125,11 +125,17 @@ fn every_request_is_granted_or_refused_in_every_phase_as_the_promise_says() {
 }
 
 #[test]
+fn nothing_is_offered_for_which_there_is_no_request_yet() {
+    for (phase, rig, job) in jobs_in_every_phase() {
+        let mut offered = rig.state.actions(rig.job(&job));
+        assert!(offered.all(|action| action != Action::Upload), "{phase}");
+    }
+}
+
+#[test]
 fn what_has_not_begun_can_be_taken_back_and_nothing_else_can_be_asked_of_a_copy() {
     for (phase, rig, job) in jobs_in_every_phase() {
         let works = matches!(phase, "preparing" | "running" | "stopping");
-        let mut offered = rig.state.actions(rig.job(&job));
-        assert!(offered.all(|action| action != Action::Upload), "nobody can bring files yet");
         for (action, request) in requests(&job) {
             let wanted = matches!(action, Action::Hold | Action::Cancel | Action::Edit) && !works;
             let can = rig.state.is_about_what_has_not_begun(&request);

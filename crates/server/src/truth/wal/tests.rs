@@ -37,6 +37,27 @@ fn config(disk: &SimDisk, segment_bytes: u64) -> Config {
     Config { segment_bytes, ..Config::new(disk, dir, quarantine, INSTANCE, nonce) }
 }
 
+fn segment(number: u64) -> PathBuf {
+    PathBuf::from(format!("/d/wal/{number:016x}.seg"))
+}
+
+fn checkpoint(lsn: u64) -> PathBuf {
+    PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt"))
+}
+
+/// The checkpoints that are in use, oldest first.
+fn checkpoints(disk: &SimDisk) -> Vec<PathBuf> {
+    let names = disk.names().into_iter().filter(|path| path.starts_with("/d/wal"));
+    names.filter(|path| path.extension() == Some("ckpt".as_ref())).collect()
+}
+
+/// Takes a segment both copies of its header.
+fn behead(bytes: &mut [u8]) {
+    let copy = bytes.len() - 512;
+    bytes[..512].fill(0);
+    bytes[copy..].fill(0);
+}
+
 fn job(n: u64) -> EntityKey {
     EntityKey::new(EntityKind::Job, format!("job{n}"))
 }

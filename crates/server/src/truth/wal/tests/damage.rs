@@ -6,7 +6,7 @@ use outlive_core::ids::Lsn;
 use outlive_core::limits::DAMAGE_LISTED_MAX;
 use outlive_core::record::EntityKey;
 
-use super::{Machine, Model, config, job};
+use super::{Machine, Model, checkpoints, config, job};
 use crate::truth::disk::sim::{Keep, SimDisk};
 use crate::truth::wal::{Opened, dump, open, verify};
 
@@ -221,7 +221,7 @@ fn a_damaged_entry_of_the_only_checkpoint_costs_that_entity_only() {
     }
     machine.checkpoint(&model).unwrap();
     machine.group(&mut model, &[100]).unwrap();
-    let path = disk.names().into_iter().find(|p| p.extension() == Some("ckpt".as_ref())).unwrap();
+    let path = checkpoints(&disk).remove(0);
     let good = disk.contents(&path).unwrap();
     for at in 0..good.len() {
         let disk = damaged(&disk, &path, |bytes| bytes[at] ^= 0x10);
@@ -248,7 +248,7 @@ fn a_flawed_newest_checkpoint_is_made_up_for_by_the_one_before() {
         machine.group(&mut model, &[300, 300]).unwrap();
         machine.checkpoint(&model).unwrap();
     }
-    let path = disk.names().into_iter().rfind(|p| p.extension() == Some("ckpt".as_ref())).unwrap();
+    let path = checkpoints(&disk).pop().unwrap();
     for at in 0..disk.contents(&path).unwrap().len() {
         let disk = damaged(&disk, &path, |bytes| bytes[at] ^= 0x10);
         let opened = open(config(&disk, SEGMENT)).unwrap();
@@ -264,10 +264,6 @@ fn a_flawed_checkpoint_is_put_aside_and_the_others_are_kept_and_removed_as_ever(
     let mut step = |machine: &mut Machine| {
         machine.group(&mut model, &[100]).unwrap();
         machine.checkpoint(&model).unwrap();
-    };
-    let checkpoints = |disk: &SimDisk| {
-        let names = disk.names().into_iter().filter(|path| path.starts_with("/d/wal"));
-        names.filter(|path| path.extension() == Some("ckpt".as_ref())).collect::<Vec<_>>()
     };
     (0..2).for_each(|_| step(&mut machine));
     let before = checkpoints(&disk);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use outlive_core::ids::Lsn;
 
 use super::damage::{damaged, nothing_is_silent};
-use super::{Machine, Model, config};
+use super::{Machine, Model, behead, checkpoint, checkpoints, config, segment};
 use crate::truth::disk::Disk as _;
 use crate::truth::disk::sim::{Keep, SimDisk};
 use crate::truth::wal::segment::{NOTE, place_of_note};
@@ -14,10 +14,6 @@ use crate::truth::wal::{Opened, dump, open, verify};
 const SEGMENT: u64 = 4096;
 /// Where the room for frames ends.
 const ROOM: u64 = SEGMENT - 512;
-
-fn segment(number: u64) -> PathBuf {
-    PathBuf::from(format!("/d/wal/{number:016x}.seg"))
-}
 
 fn opened(disk: &SimDisk) -> Opened {
     open(config(disk, SEGMENT)).unwrap()
@@ -102,11 +98,7 @@ fn a_last_segment_without_its_header_takes_no_records_and_neither_does_the_one_b
     }
     machine.spare();
     let before = disk.contents(&segment(1)).unwrap();
-    let disk = damaged(&disk.after(Keep::All), &segment(2), |bytes| {
-        let copy = bytes.len() - 512;
-        bytes[..512].fill(0);
-        bytes[copy..].fill(0);
-    });
+    let disk = damaged(&disk.after(Keep::All), &segment(2), |bytes| behead(bytes));
     let found = opened(&disk);
     nothing_is_silent(&model, &found, "headless");
     assert_eq!(found.records.len(), 2, "{:?}", found.report);
@@ -204,8 +196,7 @@ fn two_checkpoints() -> (SimDisk, Model, [PathBuf; 2]) {
             machine.checkpoint(&model).unwrap();
         }
     }
-    let at = |lsn: u64| PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt"));
-    (disk.after(Keep::All), model, [at(3), at(5)])
+    (disk.after(Keep::All), model, [checkpoint(3), checkpoint(5)])
 }
 
 // What the name of a checkpoint says was durable, though nothing of it and of the records can be read.
@@ -253,9 +244,7 @@ fn a_checkpoint_with_two_flaws_is_put_aside_once_and_kept_for_both() {
     let report = opened(&disk).report;
     let kept: Vec<_> = report.damage.iter().map(|damage| damage.kept.is_some()).collect();
     assert_eq!(kept, [true, true], "{:?}", report.damage);
-    let files = [3, 5].map(|lsn| PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt")));
-    let there = files.map(|file| disk.contents(&file).is_some());
-    assert_eq!(there, [true, false]);
+    assert_eq!(checkpoints(&disk), [checkpoint(3)]);
     let size: u64 = disk.names().iter().map(|it| disk.contents(it).unwrap().len() as u64).sum();
     assert!((size / 4..size * 2).contains(&report.bytes_read), "{} of {size}", report.bytes_read);
 }

@@ -1,23 +1,13 @@
 //! Whole files in the wrong place: swapped, doubled, old, empty, of another history. Never a panic, never silence. Proves I10.
 
-use std::path::PathBuf;
-
 use outlive_core::ids::Lsn;
 
 use super::damage::nothing_is_silent;
-use super::{Machine, Model, config};
+use super::{Machine, Model, checkpoint, config, segment};
 use crate::truth::disk::sim::{Keep, SimDisk, scramble};
 use crate::truth::wal::{Opened, dump, open, verify};
 
 const SEGMENT: u64 = 4096;
-
-fn segment(number: u64) -> PathBuf {
-    PathBuf::from(format!("/d/wal/{number:016x}.seg"))
-}
-
-fn checkpoint(lsn: u64) -> PathBuf {
-    PathBuf::from(format!("/d/wal/{lsn:016x}.ckpt"))
-}
 
 /// Twelve records in four segments, with a mark.
 fn four() -> (SimDisk, Model) {

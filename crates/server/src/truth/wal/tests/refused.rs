@@ -6,18 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Machine, Model, config};
+use super::{Machine, Model, checkpoints, config};
 use crate::truth::disk::sim::{Fault, Keep, SimDisk};
 use crate::truth::disk::{Disk, DiskFile};
 use crate::truth::wal::{Config, WalError, dump, open, verify};
 
 const SEGMENT: u64 = 1 << 20;
-
-/// The checkpoints, oldest first.
-fn checkpoints(disk: &SimDisk) -> Vec<PathBuf> {
-    let names = disk.names().into_iter();
-    names.filter(|path| path.extension() == Some("ckpt".as_ref())).collect()
-}
 
 /// So many checkpoints after each other, of three entries with bodies of this size.
 fn written(disk: &SimDisk, count: usize, size: usize) -> (Machine, Model) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::damage::{damaged, names, nothing_is_silent};
-use super::{Machine, Model, config};
+use super::{Machine, Model, behead, config};
 use crate::truth::disk::DiskFile;
 use crate::truth::disk::sim::{Keep, SimDisk};
 use crate::truth::wal::reader::read_around;
@@ -175,11 +175,7 @@ fn what_follows_the_last_record_is_cut_up_to_its_last_byte_and_no_further() {
 #[test]
 fn without_its_header_a_segment_is_named_from_its_first_byte_to_its_last() {
     let ((disk, model), (places, end)) = (wide(false), places());
-    let disk = damaged(&disk, Path::new(FIRST), |bytes| {
-        let copy = bytes.len() - 512;
-        bytes[..512].fill(0);
-        bytes[copy..].fill(0);
-    });
+    let disk = damaged(&disk, Path::new(FIRST), |bytes| behead(bytes));
     let found = opened(&disk);
     nothing_is_silent(&model, &found, "headless");
     let named = found.report.damage.iter().filter(|d| !d.harmless && d.bytes > 512);

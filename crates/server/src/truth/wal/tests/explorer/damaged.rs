@@ -97,8 +97,11 @@ fn check(opened: &Opened, model: &Model, hurt: &Hurt) {
         );
         if lsn > report.last_lsn.0 {
             assert!(Lsn(lsn) > report.synced_through, "{lsn} was proved: {report:?}");
-            // Its bytes are told of with those of a record before it, which the seal of an earlier recovery proves.
-            if report.damage.iter().any(|damage| !damage.harmless && hurt.is_in(damage)) {
+            // The same damage took the last record that is proved: their bytes are told of together.
+            let with_last = |damage: &Damage| {
+                !damage.harmless && hurt.is_in(damage) && damage.lsns.contains(&report.last_lsn)
+            };
+            if report.damage.iter().any(with_last) {
                 continue;
             }
             let Some((path, at)) = &report.cut_at else {
